@@ -1,0 +1,149 @@
+package usb
+
+import "sync"
+
+// Endpoints knows which endpoints a device has at the moment, and of what type
+// they are. That follows from its descriptors and from the SET_CONFIGURATION
+// and SET_INTERFACE requests it has accepted, and from nothing else: whoever
+// passes URBs on without a transfer type (a USB/IP session, usbfs, a capture)
+// shows each completed control transfer to Observe and asks Lookup.
+//
+// All methods are safe for concurrent use; Lookup takes a read lock and does
+// not allocate.
+type Endpoints struct {
+	desc *Descriptors
+
+	mu         sync.RWMutex
+	config     *Configuration
+	alternates map[uint8]uint8 // interface number -> setting, where not 0
+	table      [32]*Endpoint
+}
+
+// NewEndpoints starts with the device unconfigured: only endpoint 0 exists.
+func NewEndpoints(d *Descriptors) *Endpoints {
+	return &Endpoints{desc: d}
+}
+
+// Lookup returns the endpoint at a in the current configuration. Endpoint 0
+// always exists and is of type Control.
+func (e *Endpoints) Lookup(a Address) (Endpoint, bool) {
+	if a.Number() == 0 {
+		return Endpoint{Address: a & DirIn, Type: Control}, true
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if ep := e.table[a.index()]; ep != nil {
+		return *ep, true
+	}
+	return Endpoint{}, false
+}
+
+// Configuration returns the value of the current configuration, 0 when the
+// device is not configured.
+func (e *Endpoints) Configuration() uint8 {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.config == nil {
+		return 0
+	}
+	return e.config.Value
+}
+
+// Alternate returns the current setting of an interface, and false if the
+// current configuration has no such interface.
+func (e *Endpoints) Alternate(iface uint8) (uint8, bool) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	if e.config.find(iface) == nil {
+		return 0, false
+	}
+	return e.alternates[iface], true
+}
+
+// Observe takes note of a control transfer that has completed. Anything but a
+// successful SET_CONFIGURATION or SET_INTERFACE leaves things as they are, and
+// so do values the descriptors do not know.
+func (e *Endpoints) Observe(s Setup, outcome Status) {
+	if outcome != StatusOK {
+		return
+	}
+	switch {
+	case s.Is(ToDevice, ReqSetConfiguration):
+		e.setConfiguration(uint8(s.Value))
+	case s.Is(ToInterface, ReqSetInterface):
+		e.setInterface(uint8(s.Index), uint8(s.Value))
+	}
+}
+
+// Reset returns to the unconfigured state, as a port reset does.
+func (e *Endpoints) Reset() { e.setConfiguration(0) }
+
+func (e *Endpoints) setConfiguration(value uint8) {
+	c := e.desc.Configuration(value)
+	if c == nil && value != 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.config, e.alternates = c, nil
+	e.rebuild()
+}
+
+func (e *Endpoints) setInterface(number, setting uint8) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.config.find(number).setting(setting) == nil {
+		return
+	}
+	if e.alternates == nil {
+		e.alternates = make(map[uint8]uint8)
+	}
+	e.alternates[number] = setting
+	e.rebuild()
+}
+
+func (e *Endpoints) rebuild() {
+	e.table = [32]*Endpoint{}
+	if e.config == nil {
+		return
+	}
+	for i := range e.config.Interfaces {
+		iface := &e.config.Interfaces[i]
+		alt := iface.setting(e.alternates[iface.Number])
+		if alt == nil {
+			continue
+		}
+		for j := range alt.Endpoints {
+			ep := &alt.Endpoints[j]
+			// Of two with one address the first counts, as in Linux.
+			if at := &e.table[ep.Address.index()]; *at == nil {
+				*at = ep
+			}
+		}
+	}
+}
+
+// find and setting accept nil, so that look-ups chain.
+func (c *Configuration) find(number uint8) *Interface {
+	if c == nil {
+		return nil
+	}
+	for i := range c.Interfaces {
+		if c.Interfaces[i].Number == number {
+			return &c.Interfaces[i]
+		}
+	}
+	return nil
+}
+
+func (i *Interface) setting(number uint8) *Alternate {
+	if i == nil {
+		return nil
+	}
+	for j := range i.Alternates {
+		if i.Alternates[j].Setting == number {
+			return &i.Alternates[j]
+		}
+	}
+	return nil
+}
