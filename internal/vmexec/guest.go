@@ -1,0 +1,265 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// guest is what vmexec does as the first process of a guest.
+func guest() {
+	exit, err := exitPort()
+	if err == nil {
+		var status int
+		status, err = runGuest()
+		if err != nil {
+			status = exitSetup
+			fmt.Println("vmexec:", err) // to the console, which the host shows
+		}
+		err = exit(status)
+	}
+	fmt.Println("vmexec: cannot end the guest:", err)
+	os.Exit(1) // a kernel panics when its first process exits
+}
+
+// exitPort gives the way out, see exitBase. It works with any root.
+func exitPort() (exit func(status int) error, err error) {
+	if err := (mount{"devtmpfs", "/dev", "devtmpfs", 0, ""}).do(); err != nil {
+		return nil, err
+	}
+	port, err := os.OpenFile("/dev/port", os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return func(status int) error {
+		_, err := port.WriteAt([]byte{byte(exitBase + status)}, exitIOPort)
+		return err
+	}, nil
+}
+
+func runGuest() (status int, err error) {
+	var s spec
+	text, err := os.ReadFile(specPath)
+	if err != nil {
+		return 0, err
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return 0, err
+	}
+	modules := make([][]byte, len(s.Modules))
+	for i, name := range s.Modules {
+		// The initramfs is out of reach once the root is another.
+		if modules[i], err = os.ReadFile(name); err != nil {
+			return 0, err
+		}
+	}
+	if err := enterRoot(s.Base); err != nil {
+		return 0, err
+	}
+	for i, data := range modules {
+		if err := unix.InitModule(data, ""); err != nil {
+			return 0, fmt.Errorf("load module %s: %w", filepath.Base(s.Modules[i]), err)
+		}
+	}
+	// The directory comes with the module.
+	const config = "/sys/kernel/config"
+	if _, err := os.Stat(config); err == nil {
+		if err := (mount{"configfs", config, "configfs", 0, ""}).do(); err != nil {
+			return 0, err
+		}
+	}
+	if err := loopbackUp(); err != nil {
+		return 0, fmt.Errorf("lo: %w", err)
+	}
+	if err := unix.Sethostname([]byte("guest")); err != nil {
+		return 0, err
+	}
+	for _, path := range s.Results {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return 0, err
+		}
+	}
+	out, err := openPort(outPort)
+	if err != nil {
+		return 0, err
+	}
+	status, err = runTest(s, out)
+	if err != nil || len(s.Results) == 0 {
+		return status, err
+	}
+	results, err := openPort(resultsPort)
+	if err != nil {
+		return 0, err
+	}
+	return status, writeTar(results, s.Results)
+}
+
+type mount struct {
+	source, target, fstype string
+	flags                  uintptr
+	data                   string
+}
+
+func (m mount) do() error {
+	if err := os.MkdirAll(m.target, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
+	}
+	return nil
+}
+
+func mountAll(mounts []mount) error {
+	for _, m := range mounts {
+		if err := m.do(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enterRoot makes the Debian tree of the host, with what the host carries here
+// laid over it, the root of this process and all that come from it. What is
+// written there stays in memory.
+func enterRoot(modules []string) error {
+	for _, name := range modules {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if err := unix.InitModule(data, ""); err != nil {
+			return fmt.Errorf("load module %s: %w", filepath.Base(name), err)
+		}
+	}
+	const root = "/root"
+	if err := os.MkdirAll(carryPath, 0o755); err != nil {
+		return err
+	}
+	if err := mountAll([]mount{
+		{"tmpfs", "/rw", "tmpfs", 0, "mode=755"},
+		{"root", "/debian", "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=524288"},
+	}); err != nil {
+		return err
+	}
+	for _, dir := range []string{"/rw/upper", "/rw/work"} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := mountAll([]mount{
+		{"root", root, "overlay", 0, "lowerdir=/" + carryPath + ":/debian,upperdir=/rw/upper,workdir=/rw/work"},
+		{"proc", root + "/proc", "proc", 0, ""},
+		{"sysfs", root + "/sys", "sysfs", 0, ""},
+		{"devtmpfs", root + "/dev", "devtmpfs", 0, ""},
+		{"devpts", root + "/dev/pts", "devpts", 0, "mode=620,ptmxmode=666"},
+		{"tmpfs", root + "/dev/shm", "tmpfs", 0, "mode=1777"},
+		{"tmpfs", root + "/run", "tmpfs", 0, "mode=755"},
+		{"tmpfs", root + "/tmp", "tmpfs", 0, "mode=1777"},
+		{"cgroup2", root + "/sys/fs/cgroup", "cgroup2", 0, ""},
+		{"debugfs", root + "/sys/kernel/debug", "debugfs", 0, ""},
+		{"bpf", root + "/sys/fs/bpf", "bpf", 0, ""},
+	}); err != nil {
+		return err
+	}
+	// As switch_root does: a root that pivot_root works on.
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(root, "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+}
+
+// openPort opens a virtio-serial port by its name. The driver learns of the
+// ports from the device, some time after it is loaded.
+func openPort(name string) (*os.File, error) {
+	for {
+		files, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err == nil && strings.TrimSpace(string(text)) == name {
+				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(file))), os.O_WRONLY, 0)
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// runTest runs the test and gives its exit status. Nothing it started is left.
+func runTest(s spec, out io.Writer) (status int, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(out, r)
+		copied <- err
+	}()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return 0, err
+	}
+	pid, err := syscall.ForkExec(s.Path, append([]string{s.Path}, s.Args...), &syscall.ProcAttr{
+		Dir:   s.Dir,
+		Env:   s.Env,
+		Files: []uintptr{null.Fd(), w.Fd(), w.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start %s: %w", s.Path, err)
+	}
+	w.Close()
+	end := reap(pid)
+	// Whoever is left would hold the pipe open.
+	if err := unix.Kill(-1, unix.SIGKILL); err != nil && err != unix.ESRCH {
+		return 0, err
+	}
+	if err := <-copied; err != nil {
+		return 0, err
+	}
+	if end.Signaled() {
+		fmt.Fprintf(out, "vmexec: the test was killed: %v\n", end.Signal())
+		return 1, nil
+	}
+	return min(end.ExitStatus(), exitSetup-1), nil
+}
+
+// reap waits for pid, and for the orphans that fall to the first process.
+func reap(pid int) unix.WaitStatus {
+	for {
+		var status unix.WaitStatus
+		if got, err := unix.Wait4(-1, &status, 0, nil); err == nil && got == pid {
+			return status
+		}
+	}
+}
