@@ -70,7 +70,7 @@ func (h *host) run(ctx context.Context, binary string, args []string) error {
 		defer cancel()
 	}
 	vm := machine{
-		qemu:      in.qemu,
+		tools:     in.tools,
 		kernel:    in.kernel.image,
 		root:      in.root,
 		initramfs: initramfs,

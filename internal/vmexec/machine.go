@@ -18,7 +18,7 @@ import (
 
 // A machine is a QEMU guest that runs once.
 type machine struct {
-	qemu, root        string // trees
+	tools, root       string // trees
 	kernel, initramfs string
 	memory            string
 	extra             []string // QEMU arguments
@@ -39,7 +39,7 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 		kernelArgs += " loglevel=4"
 	}
 	args := []string{
-		"-L", filepath.Join(m.qemu, "usr/share/qemu"), "-L", filepath.Join(m.qemu, "usr/share/seabios"),
+		"-L", filepath.Join(m.tools, "usr/share/qemu"), "-L", filepath.Join(m.tools, "usr/share/seabios"),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
 		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", m.memory,
 		"-kernel", m.kernel, "-initrd", m.initramfs, "-append", kernelArgs,
@@ -50,8 +50,8 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 		"-fsdev", "local,id=root,security_model=none,readonly=on,path=" + m.root, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
 		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", exitIOPort),
 	}
-	cmd := debpkg.Command(ctx, m.qemu, "usr/bin/qemu-system-x86_64", append(args, m.extra...)...)
-	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(m.qemu, "usr/lib/x86_64-linux-gnu/qemu"))
+	cmd := debpkg.Command(ctx, m.tools, "usr/bin/qemu-system-x86_64", append(args, m.extra...)...)
+	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(m.tools, "usr/lib/x86_64-linux-gnu/qemu"))
 	// A group of its own, so that Ctrl-C ends vmexec first, and an end with
 	// vmexec, however that ends.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}

@@ -11,9 +11,10 @@ import (
 // documentation is left out of trees: nobody reads it there.
 var documentation = []string{"./usr/share/doc", "./usr/share/man", "./usr/share/info", "./usr/share/locale", "./usr/share/lintian"}
 
-var qemuTree = debpkg.Tree{
-	Name:     "qemu",
-	Packages: []string{"qemu-system-x86"},
+// toolsTree is what runs on this machine.
+var toolsTree = debpkg.Tree{
+	Name:     "tools",
+	Packages: []string{"qemu-system-x86", "xz-utils", "zstd"},
 	Without:  documentation,
 }
 
@@ -48,17 +49,19 @@ func kernelTree(name, pkg string) debpkg.Tree {
 	}
 }
 
+// prepare fetches everything guests of any kernel need.
 func prepare(ctx context.Context, update bool) error {
-	cache, err := debpkg.Open(os.Stderr)
-	if err != nil {
-		return err
-	}
-	trees := []debpkg.Tree{qemuTree, rootTree, kernelTrees["6.12"], kernelTrees["6.1"]}
 	if update {
-		return cache.Update(ctx, trees...)
+		cache, err := debpkg.Open(os.Stderr)
+		if err != nil {
+			return err
+		}
+		if err := cache.Update(ctx, toolsTree, rootTree, kernelTrees["6.12"], kernelTrees["6.1"]); err != nil {
+			return err
+		}
 	}
-	for _, t := range trees {
-		if _, err := cache.Path(ctx, t); err != nil {
+	for version := range kernelTrees {
+		if _, err := install(ctx, version); err != nil {
 			return err
 		}
 	}
@@ -67,29 +70,29 @@ func prepare(ctx context.Context, update bool) error {
 
 // installation is where everything of Debian's stands that a guest needs.
 type installation struct {
-	qemu, root string
-	kernel     *kernel
+	tools, root string
+	kernel      *kernel
 }
 
-func install(ctx context.Context, kernel string) (in installation, err error) {
+func install(ctx context.Context, version string) (in installation, err error) {
+	tree, ok := kernelTrees[version]
+	if !ok {
+		return in, fmt.Errorf("no kernel %s: there are 6.12 and 6.1", version)
+	}
 	cache, err := debpkg.Open(os.Stderr)
 	if err != nil {
 		return in, err
 	}
-	tree, ok := kernelTrees[kernel]
-	if !ok {
-		return in, fmt.Errorf("no kernel %s: there are 6.12 and 6.1", kernel)
+	if in.tools, err = cache.Path(ctx, toolsTree); err != nil {
+		return in, err
+	}
+	if in.root, err = cache.Path(ctx, rootTree); err != nil {
+		return in, err
 	}
 	dir, err := cache.Path(ctx, tree)
 	if err != nil {
 		return in, err
 	}
-	if in.kernel, err = openKernel(dir); err != nil {
-		return in, err
-	}
-	if in.qemu, err = cache.Path(ctx, qemuTree); err != nil {
-		return in, err
-	}
-	in.root, err = cache.Path(ctx, rootTree)
+	in.kernel, err = openKernel(ctx, dir, in.tools)
 	return in, err
 }

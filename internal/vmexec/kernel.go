@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,13 +13,16 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/ulikunitz/xz"
+
+	"github.com/usbns/usbns/internal/debpkg"
 )
 
 // A kernel is an unpacked Debian kernel package. It carries no modules.dep:
 // that is made by depmod on the machine that installs it.
 type kernel struct {
-	image   string
+	image   string            // uncompressed
 	files   map[string]string // module's name -> file
 	builtin map[string]bool
 }
@@ -27,12 +33,15 @@ type module struct {
 	data []byte
 }
 
-func openKernel(tree string) (*kernel, error) {
+func openKernel(ctx context.Context, tree, tools string) (*kernel, error) {
 	images, err := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
 	if err != nil || len(images) != 1 {
 		return nil, fmt.Errorf("%s has %d kernels, not one", tree, len(images))
 	}
-	k := &kernel{image: images[0], files: map[string]string{}, builtin: map[string]bool{}}
+	k := &kernel{files: map[string]string{}, builtin: map[string]bool{}}
+	if k.image, err = uncompressed(ctx, images[0], tools); err != nil {
+		return nil, fmt.Errorf("uncompress %s: %w", images[0], err)
+	}
 	dir := filepath.Join(tree, "lib/modules", strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-"))
 	builtin, err := os.ReadFile(filepath.Join(dir, "modules.builtin"))
 	if err != nil {
@@ -48,6 +57,61 @@ func openKernel(tree string) (*kernel, error) {
 		return err
 	})
 	return k, err
+}
+
+// uncompressed gives the ELF kernel within a bzImage, as a file that is made
+// beside it once. QEMU enters it directly; a kernel that uncompresses itself
+// under emulation takes one to three seconds more for each guest.
+func uncompressed(ctx context.Context, bzImage, tools string) (string, error) {
+	image := strings.Replace(bzImage, "vmlinuz", "vmlinux", 1)
+	if _, err := os.Stat(image); err == nil {
+		return image, nil
+	}
+	data, err := os.ReadFile(bzImage)
+	if err != nil {
+		return "", err
+	}
+	payload, err := bzImagePayload(data)
+	if err != nil {
+		return "", err
+	}
+	program := "usr/bin/xz"
+	if bytes.HasPrefix(payload, []byte("\x28\xb5\x2f\xfd")) {
+		program = "usr/bin/zstd"
+	}
+	tmp, err := renameio.NewPendingFile(image)
+	if err != nil {
+		return "", err
+	}
+	defer tmp.Cleanup()
+	cmd := debpkg.Command(ctx, tools, program, "-dc")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(payload), tmp, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w", program, err)
+	}
+	return image, tmp.CloseAtomicallyReplace()
+}
+
+// bzImagePayload finds the compressed kernel by the fields of the setup header,
+// see Documentation/arch/x86/boot.rst in the kernel.
+func bzImagePayload(data []byte) ([]byte, error) {
+	const (
+		setupSects    = 0x1f1
+		magic         = 0x202
+		payloadOffset = 0x248
+		payloadLength = 0x24c
+		headerEnd     = 0x250
+		trailer       = 4 // the uncompressed size, which is not the compressor's
+	)
+	if len(data) < headerEnd || string(data[magic:magic+4]) != "HdrS" {
+		return nil, errors.New("not a bzImage")
+	}
+	start := (int64(data[setupSects])+1)*512 + int64(binary.LittleEndian.Uint32(data[payloadOffset:]))
+	end := start + int64(binary.LittleEndian.Uint32(data[payloadLength:])) - trailer
+	if start > end || end > int64(len(data)) {
+		return nil, errors.New("not a bzImage: the payload lies outside")
+	}
+	return data[start:end], nil
 }
 
 // moduleName is the kernel's name of the module in a file: it has no dashes.
