@@ -1,0 +1,309 @@
+package usbip
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	chunkSize = 16 << 10 // reads, and collected small messages
+	copyMax   = 4 << 10  // larger messages are written from their own buffer
+	pieceMax  = 64 << 10 // of a write that may take up to the write timeout
+)
+
+// A link is a connection in its URB phase: what Importer and Exporter share.
+//
+// One goroutine, the reader, reads. Messages to be sent are queued under mu
+// and written by whoever queued them, without blocking; while the reader has
+// more input at hand it holds the writing back, so that many answers leave in
+// one write. Only when the socket is full does a goroutine of its own wait
+// for it.
+type link struct {
+	conn   net.Conn
+	raw    rawConn // non-blocking access; without it every write is left to drain
+	limits Limits
+
+	in     *buffer // nil while there is nothing to read
+	r, w   int     // in.b[r:w] is read and not used yet
+	single [HeaderSize]byte
+
+	mu      sync.Mutex
+	err     error // why the link has ended
+	queue   []*buffer
+	head    int
+	queued  int  // bytes in queue and in the hands of a writer
+	held    bool // the reader writes soon
+	writing bool // somebody is writing
+	drains  sync.WaitGroup
+}
+
+func (l *link) init(conn net.Conn, limits Limits) {
+	l.conn, l.limits = conn, limits.orDefaults()
+	l.raw.init(l)
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tuneTCP(tcp)
+	}
+}
+
+// fail ends the link. The first reason counts.
+func (l *link) fail(err error) {
+	l.mu.Lock()
+	l.failLocked(err)
+	l.mu.Unlock()
+}
+
+func (l *link) failLocked(err error) {
+	if l.err != nil {
+		return
+	}
+	l.err = err
+	for _, b := range l.queue[l.head:] {
+		b.free()
+	}
+	l.queue, l.head = nil, 0
+	// TLS writes when it closes, and may wait for that.
+	l.drains.Go(func() { l.conn.Close() })
+}
+
+// next returns the n bytes that come next, at most chunkSize. They are good
+// until the next call.
+func (l *link) next(n int) ([]byte, error) {
+	for l.w-l.r < n {
+		if err := l.fill(); err != nil {
+			return nil, err
+		}
+	}
+	b := l.in.b[l.r : l.r+n]
+	l.r += n
+	return b, nil
+}
+
+// readFull reads past the buffer what is not in it yet.
+func (l *link) readFull(p []byte) error {
+	if l.in != nil {
+		n := copy(p, l.in.b[l.r:l.w])
+		l.r += n
+		p = p[n:]
+	}
+	for len(p) > 0 {
+		// A short rest comes with what follows it.
+		if len(p) < copyMax {
+			b, err := l.next(len(p))
+			copy(p, b)
+			return noEOF(err)
+		}
+		l.release()
+		n, err := l.conn.Read(p)
+		l.hold()
+		if p = p[n:]; err != nil && len(p) > 0 {
+			return noEOF(err)
+		}
+	}
+	return nil
+}
+
+// discard reads n bytes and forgets them.
+func (l *link) discard(n int) error {
+	for n > 0 {
+		if l.w == l.r {
+			if err := l.fill(); err != nil {
+				return noEOF(err)
+			}
+		}
+		k := min(n, l.w-l.r)
+		l.r += k
+		n -= k
+	}
+	return nil
+}
+
+func (l *link) dropInput() {
+	if l.in != nil {
+		l.in.free()
+		l.in = nil
+	}
+}
+
+// explainEOF names the end of a connection between two messages.
+func explainEOF(err error) error {
+	if err == io.EOF {
+		return fmt.Errorf("peer closed the connection: %w", err)
+	}
+	return err
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// fill reads more into the buffer. While there is none it waits without one.
+func (l *link) fill() error {
+	l.release()
+	defer l.hold()
+	if l.r == l.w {
+		l.r, l.w = 0, 0
+		return l.fillIdle()
+	}
+	if l.r > 0 {
+		l.w = copy(l.in.b, l.in.b[l.r:l.w])
+		l.r = 0
+	}
+	n, err := l.conn.Read(l.in.b[l.w:])
+	l.w += n
+	if n > 0 {
+		return nil
+	}
+	return noEOF(err)
+}
+
+func (l *link) fillIdle() error {
+	if l.raw.ok() {
+		return l.raw.fill()
+	}
+	l.dropInput()
+	n, err := l.conn.Read(l.single[:])
+	if n == 0 {
+		return err
+	}
+	l.in = getBuffer(chunkSize)
+	l.w = copy(l.in.b, l.single[:n])
+	return nil
+}
+
+// hold tells that the reader is at work and will release.
+func (l *link) hold() {
+	l.mu.Lock()
+	l.held = true
+	l.mu.Unlock()
+}
+
+func (l *link) release() {
+	l.mu.Lock()
+	l.held = false
+	l.flush()
+}
+
+// reserve queues a message of n bytes, at most chunkSize, for the caller to
+// fill in. mu is held.
+func (l *link) reserve(n int) []byte {
+	l.count(n)
+	if len(l.queue) > l.head {
+		if b := l.queue[len(l.queue)-1]; b.shared && len(b.b)-b.hi >= n {
+			b.hi += n
+			return b.b[b.hi-n : b.hi]
+		}
+	}
+	b := getBuffer(chunkSize)
+	b.hi, b.shared = n, true
+	l.queue = append(l.queue, b)
+	return b.b[:n]
+}
+
+// send queues b.b[b.lo:b.hi] and takes b over. mu is held.
+func (l *link) send(b *buffer) {
+	if n := b.hi - b.lo; n <= copyMax {
+		copy(l.reserve(n), b.b[b.lo:b.hi])
+		b.free()
+		return
+	}
+	l.count(b.hi - b.lo)
+	l.queue = append(l.queue, b)
+}
+
+func (l *link) count(n int) {
+	if l.queued += n; l.queued > l.limits.Bytes+slack {
+		l.failLocked(errNotReading)
+	}
+}
+
+func (l *link) pop() *buffer {
+	b := l.queue[l.head]
+	l.queue[l.head] = nil
+	if l.head++; l.head == len(l.queue) {
+		l.queue, l.head = l.queue[:0], 0
+	}
+	return b
+}
+
+// flush writes what is queued as far as the socket takes it. It is called
+// with mu held and gives it up.
+func (l *link) flush() {
+	defer l.mu.Unlock()
+	if l.held || l.writing {
+		return
+	}
+	l.writing = true
+	for l.err == nil && l.head < len(l.queue) {
+		b := l.pop()
+		n := b.hi - b.lo
+		l.mu.Unlock()
+		done, err := l.raw.write(b)
+		l.mu.Lock()
+		switch {
+		case err != nil:
+			l.failLocked(err)
+		case !done:
+			l.queued -= n - (b.hi - b.lo)
+			l.startDrain(b)
+			return
+		}
+		l.queued -= n
+		b.free()
+	}
+	l.writing = false
+}
+
+// startDrain leaves b and all that comes behind it to a goroutine.
+func (l *link) startDrain(b *buffer) {
+	if l.err != nil {
+		b.free()
+		l.writing = false
+		return
+	}
+	l.drains.Go(func() { l.drain(b) })
+}
+
+func (l *link) drain(b *buffer) {
+	for b != nil {
+		n := b.hi - b.lo
+		err := l.writeAll(b)
+		b.free()
+		l.mu.Lock()
+		l.queued -= n
+		if err != nil {
+			l.failLocked(err)
+		}
+		b = nil
+		if l.err == nil && l.head < len(l.queue) {
+			b = l.pop()
+		} else {
+			l.writing = false
+		}
+		l.mu.Unlock()
+	}
+}
+
+// writeAll waits for the peer to take b, a piece at a time so that a slow one
+// is told from one that does not read.
+func (l *link) writeAll(b *buffer) error {
+	for b.lo < b.hi {
+		l.conn.SetWriteDeadline(time.Now().Add(l.limits.WriteTimeout))
+		n, err := l.conn.Write(b.b[b.lo:min(b.hi, b.lo+pieceMax)])
+		b.lo += n
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+			return fmt.Errorf("%w within %v", errNotReading, l.limits.WriteTimeout)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// Only now is the deadline no longer in the way of who writes next.
+	return l.conn.SetWriteDeadline(time.Time{})
+}

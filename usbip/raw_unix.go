@@ -1,0 +1,118 @@
+//go:build unix
+
+package usbip
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+)
+
+// rawConn reads and writes a socket without blocking. Its functions are made
+// once, so that using them does not allocate.
+type rawConn struct {
+	l  *link
+	rc syscall.RawConn
+
+	readFunc, writeFunc func(fd uintptr) bool
+
+	readErr  error // of the reader
+	writing  *buffer
+	writeErr error // of whoever set link.writing
+}
+
+// init leaves r unusable for connections that are more than a socket: TLS,
+// pipes, and wrappers that want to see what passes.
+func (r *rawConn) init(l *link) {
+	var rc syscall.RawConn
+	var err error
+	switch c := l.conn.(type) {
+	case *net.TCPConn:
+		rc, err = c.SyscallConn()
+	case *net.UnixConn:
+		rc, err = c.SyscallConn()
+	default:
+		return
+	}
+	if err != nil {
+		return
+	}
+	r.l, r.rc = l, rc
+	r.readFunc, r.writeFunc = r.tryRead, r.tryWrite
+}
+
+func (r *rawConn) ok() bool { return r.rc != nil }
+
+// fill waits for input and reads it into link.in, which it takes from the pool
+// only when there is some.
+func (r *rawConn) fill() error {
+	r.readErr = nil
+	if err := r.rc.Read(r.readFunc); err != nil {
+		return err
+	}
+	return r.readErr
+}
+
+func (r *rawConn) tryRead(fd uintptr) bool {
+	l := r.l
+	if l.in == nil {
+		l.in = getBuffer(chunkSize)
+	}
+	n, err := retry(syscall.Read, fd, l.in.b)
+	if n > 0 {
+		l.w = n
+		return true
+	}
+	l.in.free()
+	l.in = nil
+	if errors.Is(err, syscall.EAGAIN) {
+		return false
+	}
+	if r.readErr = err; err == nil {
+		r.readErr = io.EOF
+	}
+	return true
+}
+
+// write writes as much of b as the socket takes at once, and tells whether
+// that was all.
+func (r *rawConn) write(b *buffer) (done bool, err error) {
+	if r.rc == nil {
+		return false, nil
+	}
+	r.writing, r.writeErr = b, nil
+	err = r.rc.Write(r.writeFunc)
+	r.writing = nil
+	if err == nil {
+		err = r.writeErr
+	}
+	return b.lo == b.hi, err
+}
+
+// tryWrite never asks to be called again: waiting is not for who completes a
+// transfer.
+func (r *rawConn) tryWrite(fd uintptr) bool {
+	b := r.writing
+	for b.lo < b.hi {
+		n, err := retry(syscall.Write, fd, b.b[b.lo:b.hi])
+		if n > 0 {
+			b.lo += n
+			continue
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			r.writeErr = err
+		}
+		break
+	}
+	return true
+}
+
+func retry(call func(int, []byte) (int, error), fd uintptr, b []byte) (int, error) {
+	for {
+		n, err := call(int(fd), b)
+		if err != syscall.EINTR {
+			return n, err
+		}
+	}
+}
