@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,92 +15,78 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guest is what vmexec does as the first process of a guest.
+// guest is what vmexec does as the first process of a guest. It does not return.
 func guest() {
-	exit, err := exitPort()
+	err := runGuest()
 	if err == nil {
-		var status int
-		status, err = runGuest()
-		if err != nil {
-			status = exitSetup
-			fmt.Println("vmexec:", err) // to the console, which the host shows
-		}
-		err = exit(status)
+		select {} // the host ends the guest
 	}
-	fmt.Println("vmexec: cannot end the guest:", err)
+	fmt.Println("vmexec:", err) // to the console, which the host shows
+	err = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	fmt.Println("vmexec: reboot:", err)
 	os.Exit(1) // a kernel panics when its first process exits
 }
 
-// exitPort gives the way out, see exitBase. It works with any root.
-func exitPort() (exit func(status int) error, err error) {
-	if err := (mount{"devtmpfs", "/dev", "devtmpfs", 0, ""}).do(); err != nil {
-		return nil, err
-	}
-	port, err := os.OpenFile("/dev/port", os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	return func(status int) error {
-		_, err := port.WriteAt([]byte{byte(exitBase + status)}, exitIOPort)
-		return err
-	}, nil
-}
-
-func runGuest() (status int, err error) {
+func runGuest() error {
 	var s spec
 	text, err := os.ReadFile(specPath)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := json.Unmarshal(text, &s); err != nil {
-		return 0, err
+		return err
 	}
 	modules := make([][]byte, len(s.Modules))
 	for i, name := range s.Modules {
 		// The initramfs is out of reach once the root is another.
 		if modules[i], err = os.ReadFile(name); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	if err := enterRoot(s.Base); err != nil {
-		return 0, err
+		return err
 	}
 	for i, data := range modules {
 		if err := unix.InitModule(data, ""); err != nil {
-			return 0, fmt.Errorf("load module %s: %w", filepath.Base(s.Modules[i]), err)
+			return fmt.Errorf("load module %s: %w", filepath.Base(s.Modules[i]), err)
 		}
 	}
 	// The directory comes with the module.
 	const config = "/sys/kernel/config"
 	if _, err := os.Stat(config); err == nil {
 		if err := (mount{"configfs", config, "configfs", 0, ""}).do(); err != nil {
-			return 0, err
+			return err
 		}
 	}
+	if err := addUsers(); err != nil {
+		return err
+	}
 	if err := loopbackUp(); err != nil {
-		return 0, fmt.Errorf("lo: %w", err)
+		return fmt.Errorf("lo: %w", err)
 	}
 	if err := unix.Sethostname([]byte("guest")); err != nil {
-		return 0, err
+		return err
 	}
 	for _, path := range s.Results {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	out, err := openPort(outPort)
+	wire, err := openWire()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	status, err = runTest(s, out)
-	if err != nil || len(s.Results) == 0 {
-		return status, err
-	}
-	results, err := openPort(resultsPort)
+	status, err := runTest(s, frameWriter{wire, outputFrame})
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return status, writeTar(results, s.Results)
+	if len(s.Results) > 0 {
+		if err := writeTar(frameWriter{wire, resultFrame}, s.Results); err != nil {
+			return err
+		}
+	}
+	_, err = frameWriter{wire, exitFrame}.Write([]byte{byte(status)})
+	return err
 }
 
 type mount struct {
@@ -169,6 +157,13 @@ func enterRoot(modules []string) error {
 	}); err != nil {
 		return err
 	}
+	// A tmpfs hides what is carried there.
+	for _, dir := range []string{"/run", "/tmp"} {
+		err := os.CopyFS(root+dir, os.DirFS("/"+carryPath+dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	// As switch_root does: a root that pivot_root works on.
 	if err := unix.Chdir(root); err != nil {
 		return err
@@ -180,6 +175,20 @@ func enterRoot(modules []string) error {
 		return err
 	}
 	return unix.Chdir("/")
+}
+
+// addUsers makes the files that the installation of base-passwd would.
+func addUsers() error {
+	for _, name := range []string{"passwd", "group"} {
+		text, err := os.ReadFile("/usr/share/base-passwd/" + name + ".master")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile("/etc/"+name, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func loopbackUp() error {
@@ -196,9 +205,9 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
-// openPort opens a virtio-serial port by its name. The driver learns of the
-// ports from the device, some time after it is loaded.
-func openPort(name string) (*os.File, error) {
+// openWire opens the virtio-serial port of that name. The driver learns of it
+// from the device, some time after it is loaded.
+func openWire() (*os.File, error) {
 	for {
 		files, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 		if err != nil {
@@ -206,7 +215,7 @@ func openPort(name string) (*os.File, error) {
 		}
 		for _, file := range files {
 			text, err := os.ReadFile(file)
-			if err == nil && strings.TrimSpace(string(text)) == name {
+			if err == nil && strings.TrimSpace(string(text)) == wireName {
 				return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(file))), os.O_WRONLY, 0)
 			}
 		}
@@ -251,7 +260,7 @@ func runTest(s spec, out io.Writer) (status int, err error) {
 		fmt.Fprintf(out, "vmexec: the test was killed: %v\n", end.Signal())
 		return 1, nil
 	}
-	return min(end.ExitStatus(), exitSetup-1), nil
+	return end.ExitStatus(), nil
 }
 
 // reap waits for pid, and for the orphans that fall to the first process.

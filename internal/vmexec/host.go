@@ -7,66 +7,86 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// grace is what a guest may take beyond the test's own timeout, to boot and to
-// end. go test itself kills vmexec a minute after the timeout.
-const grace = 30 * time.Second
+// defaultGrace is below the minute after which go test kills vmexec.
+const defaultGrace = 30 * time.Second
 
 // guestModules give the guest its root and its wires.
 var guestModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
+// A host runs tests in guests.
 type host struct {
-	kernel  string
-	console bool
+	kernel  string        // Debian's version
+	console bool          // show the kernel's log as it comes
+	dir     string        // of the package
+	init    string        // this program
+	grace   time.Duration // to boot and to end, beyond the test's own timeout
+	stdout  io.Writer     // the test's
+	stderr  io.Writer
+}
+
+func newHost() (*host, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return &host{dir: dir, init: self, grace: defaultGrace, stdout: os.Stdout, stderr: os.Stderr}, nil
 }
 
 // run runs a test binary in a guest. Its exit status, if not 0, is an exitError.
 func (h *host) run(ctx context.Context, binary string, args []string) error {
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	needs, err := readNeeds(dir)
+	needs, err := readNeeds(h.dir)
 	if err != nil {
 		return err
 	}
 	flags := parseTestFlags(args)
 	if needs.nothingToRun(flags) {
-		fmt.Println("testing: warning: no tests to run\nPASS")
-		return nil
+		_, err := fmt.Fprintln(h.stdout, "testing: warning: no tests to run\nPASS")
+		return err
 	}
 	timeout, err := flags.timeout()
 	if err != nil {
 		return err
 	}
-	in, err := install(ctx, h.kernel)
+	log := testLog(binary, flags)
+	if log != "" {
+		args = append([]string{"-test.testlogfile=" + log}, args...)
+		flags = parseTestFlags(args)
+	}
+	in, err := install(ctx, h.stderr, h.kernel)
 	if err != nil {
 		return err
 	}
-	results := flags.results(dir)
 	initramfs, err := h.initramfs(in, needs, spec{
-		Path:    filepath.Join(dir, filepath.Base(binary)),
+		Path:    filepath.Join(h.dir, filepath.Base(binary)),
 		Args:    args,
 		Env:     environment(needs.env),
-		Dir:     dir,
-		Results: results,
+		Dir:     h.dir,
+		Results: flags.results(h.dir),
 	}, binary)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(initramfs)
+	defer initramfs.Close()
 
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout+grace,
-			fmt.Errorf("the guest was killed: it had not ended %v after the test's timeout of %v", grace, timeout))
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout+h.grace,
+			fmt.Errorf("the guest was killed: it had not ended %v after the test's timeout of %v", h.grace, timeout))
 		defer cancel()
 	}
 	vm := machine{
@@ -77,9 +97,15 @@ func (h *host) run(ctx context.Context, binary string, args []string) error {
 		memory:    needs.memory,
 		extra:     needs.qemu,
 		console:   h.console,
-		results:   results,
+		results:   flags.results(h.dir),
+		stdout:    h.stdout,
+		stderr:    h.stderr,
 	}
-	return vm.run(ctx)
+	err = vm.run(ctx)
+	if err == nil && log != "" {
+		err = needs.addToTestLog(log, h.init)
+	}
+	return err
 }
 
 // environment is the guest's: the host's values of the named variables and of
@@ -98,37 +124,32 @@ func environment(names []string) []string {
 	return env
 }
 
-// initramfs writes the archive the kernel unpacks as the guest's first root, to
-// a file of its own.
-func (h *host) initramfs(in installation, n needs, s spec, binary string) (name string, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	for _, program := range []string{self, binary} {
+// initramfs gives the archive the kernel unpacks as the guest's first root, as
+// a file that only this process has.
+func (h *host) initramfs(in installation, n needs, s spec, binary string) (_ *os.File, err error) {
+	for _, program := range []string{h.init, binary} {
 		if err := checkStatic(program); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
-
 	loaded := map[string]bool{}
 	base, err := in.kernel.resolve(guestModules, loaded)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	wanted, err := in.kernel.resolve(n.modules, loaded)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 
-	f, err := os.CreateTemp("", "vmexec-*.cpio")
+	fd, err := unix.MemfdCreate("initramfs", unix.MFD_CLOEXEC)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	f := os.NewFile(uintptr(fd), "initramfs")
 	defer func() {
-		err = errors.Join(err, f.Close())
 		if err != nil {
-			os.Remove(f.Name())
+			f.Close()
 		}
 	}()
 	buf := bufio.NewWriterSize(f, 1<<20)
@@ -136,11 +157,11 @@ func (h *host) initramfs(in installation, n needs, s spec, binary string) (name 
 
 	s.Base, err = addModules(archive, base)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	s.Modules, err = addModules(archive, wanted)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	carry := append([]carried{{binary, s.Path}}, n.files...)
 	for _, name := range append([]string{"testdata"}, s.Results...) {
@@ -148,20 +169,20 @@ func (h *host) initramfs(in installation, n needs, s spec, binary string) (name 
 		if _, err := os.Stat(src); err == nil {
 			carry = append(carry, carried{src, src})
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			return "", err
+			return nil, err
 		}
 	}
 	for _, c := range carry {
 		if err := archive.tree(path.Join(carryPath, filepath.ToSlash(c.dst)), c.src); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return f.Name(), errors.Join(
-		archive.tree("init", self),
+	return f, errors.Join(
+		archive.tree("init", h.init),
 		archive.file(specPath, 0o644, text),
 		archive.close(),
 		buf.Flush(),

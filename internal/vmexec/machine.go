@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/usbns/usbns/internal/debpkg"
@@ -18,19 +17,22 @@ import (
 
 // A machine is a QEMU guest that runs once.
 type machine struct {
-	tools, root       string // trees
-	kernel, initramfs string
-	memory            string
-	extra             []string // QEMU arguments
-	console           bool
-	results           []string
+	tools, root string // trees
+	kernel      string
+	initramfs   *os.File
+	memory      string
+	extra       []string // QEMU arguments
+	console     bool     // show it
+	results     []string // what the guest may write here
+	stdout      io.Writer
+	stderr      io.Writer
 }
 
-// The guest's wires are pipes that QEMU opens by these numbers.
+// QEMU's file descriptors. The guest's console and its wire are pipes.
 const (
-	consoleFD = 3 + iota
-	outFD
-	resultsFD
+	initramfsFD = 3 + iota
+	consoleFD
+	wireFD
 )
 
 func (m *machine) command(ctx context.Context) *exec.Cmd {
@@ -42,13 +44,11 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 		"-L", filepath.Join(m.tools, "usr/share/qemu"), "-L", filepath.Join(m.tools, "usr/share/seabios"),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
 		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", m.memory,
-		"-kernel", m.kernel, "-initrd", m.initramfs, "-append", kernelArgs,
+		"-kernel", m.kernel, "-initrd", fmt.Sprintf("/dev/fd/%d", initramfsFD), "-append", kernelArgs,
 		"-chardev", fmt.Sprintf("file,id=console,path=/dev/fd/%d", consoleFD), "-serial", "chardev:console",
-		"-device", "virtio-serial-pci",
-		"-chardev", fmt.Sprintf("file,id=out,path=/dev/fd/%d", outFD), "-device", "virtserialport,chardev=out,name=" + outPort,
-		"-chardev", fmt.Sprintf("file,id=results,path=/dev/fd/%d", resultsFD), "-device", "virtserialport,chardev=results,name=" + resultsPort,
+		"-chardev", fmt.Sprintf("file,id=wire,path=/dev/fd/%d", wireFD),
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=wire,name=" + wireName,
 		"-fsdev", "local,id=root,security_model=none,readonly=on,path=" + m.root, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
-		"-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", exitIOPort),
 	}
 	cmd := debpkg.Command(ctx, m.tools, "usr/bin/qemu-system-x86_64", append(args, m.extra...)...)
 	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(m.tools, "usr/lib/x86_64-linux-gnu/qemu"))
@@ -60,67 +60,61 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 
 // run boots the guest and returns when QEMU has ended.
 func (m *machine) run(ctx context.Context) error {
-	var stderr bytes.Buffer
-	var console tail
-	var consoleTo io.Writer = &console
-	if m.console {
-		consoleTo = io.MultiWriter(&console, os.Stderr)
-	}
+	var qemuSaid bytes.Buffer
 	cmd := m.command(ctx)
-	cmd.Stderr = &stderr
-
-	var wires sync.WaitGroup
-	var resultsErr error
-	defer wires.Wait()
-	for _, read := range []func(io.Reader){
-		consoleFD - 3: func(r io.Reader) { io.Copy(consoleTo, r) },
-		outFD - 3:     func(r io.Reader) { io.Copy(os.Stdout, r) },
-		resultsFD - 3: func(r io.Reader) { resultsErr = untar(r, m.results) },
-	} {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
-		wires.Go(func() {
-			defer r.Close()
-			read(r)
-			io.Copy(io.Discard, r) // QEMU must not wait for a reader that gave up
-		})
-	}
-	err := cmd.Start()
-	for _, w := range cmd.ExtraFiles {
-		w.Close()
-	}
+	cmd.Stderr = &qemuSaid
+	consoleRead, consoleWrite, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	err = cmd.Wait()
-	wires.Wait()
-
-	if ctx.Err() != nil {
-		return fmt.Errorf("%w\n%s", context.Cause(ctx), console.String())
+	defer consoleRead.Close()
+	defer consoleWrite.Close()
+	wireRead, wireWrite, err := os.Pipe()
+	if err != nil {
+		return err
 	}
-	status, ok := guestStatus(cmd.ProcessState.ExitCode())
+	defer wireRead.Close()
+	defer wireWrite.Close()
+	cmd.ExtraFiles = []*os.File{m.initramfs, consoleWrite, wireWrite}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	consoleWrite.Close()
+	wireWrite.Close()
+
+	var console tail
+	var consoleTo io.Writer = &console
+	if m.console {
+		consoleTo = io.MultiWriter(&console, m.stderr)
+	}
+	consoleDone := make(chan struct{})
+	go func() {
+		defer close(consoleDone)
+		io.Copy(consoleTo, consoleRead)
+	}()
+	var results bytes.Buffer
+	status, err := readFrames(wireRead, m.stdout, &results)
+	cutOff := err == io.EOF || err == io.ErrUnexpectedEOF
+	if !cutOff {
+		cmd.Process.Kill() // the guest has done its part, or cannot
+	}
+	cmd.Wait() // its error says less than what follows
+	<-consoleDone
+
 	switch {
-	case ok && status == 0:
-		return resultsErr
-	case ok && status == exitSetup:
-		return fmt.Errorf("the guest could not run the test\n%s", console.String())
-	case ok:
-		return errors.Join(resultsErr, exitError(status))
-	case stderr.Len() > 0:
-		return fmt.Errorf("QEMU: %s", strings.TrimSpace(stderr.String()))
+	case err == nil && status == 0:
+		return untar(&results, m.results)
+	case err == nil:
+		return errors.Join(untar(&results, m.results), exitError(status))
+	case ctx.Err() == context.DeadlineExceeded:
+		return fmt.Errorf("%w; its console:\n%s", context.Cause(ctx), &console)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case !cutOff:
+		return fmt.Errorf("wire from the guest: %w", err)
 	default:
-		return fmt.Errorf("the guest died before the test had ended (QEMU: %v); its console:\n%s", cmd.ProcessState, console.String())
+		return fmt.Errorf("the guest died (QEMU: %v); its console:\n%s%s", cmd.ProcessState, &qemuSaid, &console)
 	}
-}
-
-// guestStatus undoes what isa-debug-exit does to the guest's exit status.
-func guestStatus(code int) (status int, ok bool) {
-	status = code>>1 - exitBase
-	return status, code&1 == 1 && 0 <= status && status <= exitSetup
 }
 
 // tail is a writer that keeps the last of what is written.

@@ -7,18 +7,27 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 )
+
+func init() {
+	// QEMU is to die with the thread that starts it: that must be the last.
+	runtime.LockOSThread()
+}
 
 func main() {
 	if os.Getpid() == 1 {
 		guest()
 	}
-	var h host
+	h, err := newHost()
+	if err != nil {
+		fail(err)
+	}
 	flag.StringVar(&h.kernel, "kernel", "6.12", "Debian kernel `version`: 6.12 or 6.1")
 	flag.BoolVar(&h.console, "console", false, "show the guest's kernel console on stderr")
 	fetch := flag.Bool("fetch", false, "fetch what guests need into the cache and exit")
-	update := flag.Bool("update", false, "fetch newer versions into the cache and exit")
+	update := flag.Bool("update", false, "fetch newer versions of it into the cache and exit")
 	flag.Usage = func() {
 		fmt.Fprintf(flag.CommandLine.Output(), `Usage:
 	go test -exec 'vmexec [-kernel VERSION] [-console]' PACKAGES
@@ -30,7 +39,6 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
 	defer stop()
-	var err error
 	switch {
 	case *fetch || *update:
 		err = prepare(ctx, *update)
@@ -40,14 +48,18 @@ func main() {
 	default:
 		err = h.run(ctx, flag.Arg(0), flag.Args()[1:])
 	}
-	var exit exitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(int(exit))
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "vmexec:", err)
-		os.Exit(1)
+	if err != nil {
+		fail(err)
 	}
+}
+
+func fail(err error) {
+	var exit exitError
+	if errors.As(err, &exit) {
+		os.Exit(int(exit))
+	}
+	fmt.Fprintln(os.Stderr, "vmexec:", err)
+	os.Exit(1)
 }
 
 // An exitError is the exit status of a test that ran to its end and failed.

@@ -12,7 +12,8 @@ import (
 
 // needs is what the test files of a package say about its guest.
 type needs struct {
-	tests   []string // names of test functions: none means no test files
+	sources []string // the test files
+	tests   []string // names of the functions in them
 	modules []string
 	files   []carried
 	env     []string
@@ -34,6 +35,7 @@ func readNeeds(dir string) (needs, error) {
 	}
 	fset := token.NewFileSet()
 	for _, file := range files {
+		n.sources = append(n.sources, file)
 		f, err := parser.ParseFile(fset, file, nil, parser.ParseComments|parser.SkipObjectResolution)
 		if err != nil {
 			return n, err
@@ -94,7 +96,7 @@ func (n *needs) directive(dir, comment string) error {
 // nothingToRun says that no test function can match the test binary's flags, so
 // that no guest need be booted to find that out.
 func (n *needs) nothingToRun(flags testFlags) bool {
-	if len(n.tests) == 0 || flags["test.run"] == "" || flags["test.bench"] != "" || flags["test.fuzz"] != "" || flags["test.list"] != "" {
+	if len(n.sources) == 0 || flags["test.run"] == "" || flags["test.bench"] != "" || flags["test.fuzz"] != "" || flags["test.list"] != "" {
 		return false
 	}
 	top, _, _ := strings.Cut(flags["test.run"], "/")

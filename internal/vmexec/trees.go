@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/usbns/usbns/internal/debpkg"
@@ -61,7 +62,7 @@ func prepare(ctx context.Context, update bool) error {
 		}
 	}
 	for version := range kernelTrees {
-		if _, err := install(ctx, version); err != nil {
+		if _, err := install(ctx, os.Stderr, version); err != nil {
 			return err
 		}
 	}
@@ -74,12 +75,12 @@ type installation struct {
 	kernel      *kernel
 }
 
-func install(ctx context.Context, version string) (in installation, err error) {
+func install(ctx context.Context, log io.Writer, version string) (in installation, err error) {
 	tree, ok := kernelTrees[version]
 	if !ok {
 		return in, fmt.Errorf("no kernel %s: there are 6.12 and 6.1", version)
 	}
-	cache, err := debpkg.Open(os.Stderr)
+	cache, err := debpkg.Open(log)
 	if err != nil {
 		return in, err
 	}
