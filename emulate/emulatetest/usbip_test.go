@@ -1,0 +1,73 @@
+package emulatetest_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/emulate/emulatetest"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/usbip"
+)
+
+// overTCP exports a device on this machine and imports it again.
+func overTCP(open func(*testing.T) usb.Device) func(*testing.T) usb.Device {
+	return func(t *testing.T) usb.Device {
+		d := open(t)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &usbip.Exporter{OnEvent: func(ev usbip.Event) {
+			if ev.Err != nil {
+				t.Logf("exporter: %+v", ev)
+			}
+		}}
+		if err := e.Add("1-1", d); err != nil {
+			t.Fatal(err)
+		}
+		stop := errors.New("test is over")
+		ctx, cancel := context.WithCancelCause(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- e.Serve(ctx, l) }()
+		t.Cleanup(func() {
+			cancel(stop)
+			if err := <-served; !errors.Is(err, stop) {
+				t.Errorf("Serve: %v", err)
+			}
+			d.Close()
+			<-d.Gone()
+		})
+		conn, err := usbip.Dial(t.Context(), l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		remote, err := usbip.Import(t.Context(), conn, "1-1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return remote
+	}
+}
+
+func TestOverTCP(t *testing.T) {
+	for _, k := range emulate.Kinds() {
+		t.Run(k.Name, func(t *testing.T) {
+			emulatetest.Run(t, emulatetest.Device, overTCP(open(k.Name, usb.SpeedUnknown)))
+		})
+	}
+	for _, speed := range []usb.Speed{usb.SpeedFull, usb.SpeedSuper} {
+		t.Run("loopback at "+speed.String(), func(t *testing.T) {
+			emulatetest.Run(t, emulatetest.Loopback, overTCP(open("loopback", speed)))
+		})
+	}
+}
+
+// Two exporters in a chain: the second one exports what it has imported.
+func TestOverTwo(t *testing.T) {
+	chain := overTCP(overTCP(open("loopback", usb.SpeedHigh)))
+	emulatetest.Run(t, emulatetest.Device, chain)
+	emulatetest.Run(t, emulatetest.Loopback, chain)
+}
