@@ -45,13 +45,16 @@
 //     in the other, at port modulo P. [Geometry.Landing] computes it.
 //   - Attach returns when the port is at 005. It comes to 006, with a busid and
 //     a device in sysfs, when the kernel has given the device an address, which
-//     needs the peer's answers. Until then the file does not tell whose port it
-//     is: the speed, devid, sockfd and busid columns are zero.
+//     needs the peer's answers (at super speed the address comes first). Until
+//     then the file does not tell whose port it is: the speed, devid, sockfd and
+//     busid columns are zero.
 //   - Detach only queues the work. Until it is done a second detach succeeds and
 //     an attach to the port fails with EBUSY. The peer's closing of the
-//     connection takes the same path.
+//     connection takes the same path. The socket is shut down, for all who have
+//     it, and the port is free a moment before the device is gone from sysfs.
 //   - The sockfd column is a number in the table of the process that attached.
-//     It means nothing to anybody else.
+//     It means nothing to anybody else. A port whose socket is already let go
+//     but whose device is not can still be at 006, with -1 (4294967295).
 //   - A controller that could not start because the machine is out of USB buses
 //     (63, two a controller) still counts in nports. Its ports show 005 with a
 //     sockfd of 16 digits, and never become free; attach and detach give EAGAIN.
@@ -74,8 +77,8 @@
 // An *os.File is the wrong thing to write a control file with. Files of sysfs
 // and FUSE can be polled, so the runtime takes EAGAIN, the answer of a
 // controller that is not ready or busy with another attach, for "not writable
-// yet", and waits for an event that never comes. Control files are written with
-// one plain system call.
+// yet", and waits for an event that never comes: os.WriteFile to the detach of
+// such a controller hangs. Control files are written with one plain system call.
 //
 // Finding controllers with libudev, as libusbip does, makes the directories of
 // usbns impossible to open (they are not on a sysfs), and costs a walk of /sys

@@ -103,7 +103,9 @@ func open(platform string, index int, writer func(string, []byte) error) (_ *Dri
 	} else if err != nil {
 		return nil, err
 	}
-	if d.geometry, err = readGeometry(d.dir); err != nil {
+	if d.geometry, err = readGeometry(d.dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, whyEmpty(index)
+	} else if err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -122,14 +124,19 @@ func whyMissing(platform directory) error {
 	return ErrNotLoaded
 }
 
+// whyEmpty tells the two reasons for a directory without control files.
+func whyEmpty(index int) error {
+	if index == 0 {
+		return fmt.Errorf("%w: it has no control files, so it did not start; the machine may be out of USB buses", ErrNoController)
+	}
+	return fmt.Errorf("%w: it has no control files; a stock kernel has those of all its controllers in %s", ErrNoController, controllerName(0))
+}
+
 // readGeometry reads nports and the first status file. The latter has one
 // controller's ports, so together they say how many controllers there are.
 func readGeometry(dir directory) (Geometry, error) {
 	text, err := readFile(dir, "nports")
-	if errors.Is(err, fs.ErrNotExist) {
-		return Geometry{}, fmt.Errorf("%w: the directory has no control files; "+
-			"a stock kernel has those of all its controllers in %s0", ErrNoController, controllerPrefix)
-	} else if err != nil {
+	if err != nil {
 		return Geometry{}, err
 	}
 	nports, err := strconv.ParseUint(string(bytes.TrimSuffix(text, []byte("\n"))), 10, 31)

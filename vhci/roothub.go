@@ -101,9 +101,10 @@ type Device struct {
 	driver *Driver
 }
 
-// Device opens the sysfs directory of what is attached to a port of the kernel.
-// The error is [fs.ErrNotExist] until the port's status is [StatusUsed] or just
-// about to be.
+// Device opens the sysfs directory of what is attached to a port of the kernel,
+// whose status must have come to [StatusUsed]: the error is [fs.ErrNotExist] for
+// a moment longer, and before it the directory can still be that of the device
+// that was on the port last, since a port is free before its device is gone.
 func (d *Driver) Device(port int) (*Device, error) {
 	place, ok := d.geometry.Place(port)
 	if !ok {

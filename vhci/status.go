@@ -50,7 +50,7 @@ type Port struct {
 	// What is attached. The text has it for StatusUsed only.
 	Speed  usb.Speed
 	DevID  uint32 // the device at its exporter: busnum << 16 | devnum
-	SockFD int    // in the table of the process that attached
+	SockFD int    // in the table of the process that attached; -1 once it is being detached
 	BusID  string // of the device on this machine, such as "3-1"
 }
 
@@ -89,7 +89,7 @@ func appendPort(dst []byte, p *Port) []byte {
 	}
 	dst = append(appendPadded(dst, uint64(p.Speed), 10, 3), ' ')
 	dst = append(appendPadded(dst, uint64(p.DevID), 16, 8), ' ')
-	dst = append(appendPadded(dst, uint64(p.SockFD), 10, 6), ' ')
+	dst = append(appendPadded(dst, uint64(uint32(p.SockFD)), 10, 6), ' ')
 	if p.BusID == "" {
 		dst = append(dst, "0-0"...)
 	} else {
@@ -150,7 +150,7 @@ func parsePort(line []byte) (Port, bool) {
 	status, err2 := strconv.ParseUint(string(f[2]), 10, 8)
 	speed, err3 := strconv.ParseUint(string(f[3]), 10, 8)
 	devid, err4 := strconv.ParseUint(string(f[4]), 16, 32)
-	sockfd, err5 := strconv.ParseUint(string(f[5]), 10, 31)
+	sockfd, err5 := strconv.ParseUint(string(f[5]), 10, 32)
 	if err1 != nil || err2 != nil || err3 != nil || err4 != nil || err5 != nil {
 		return Port{}, false
 	}
@@ -159,7 +159,7 @@ func parsePort(line []byte) (Port, bool) {
 		Status: Status(status),
 		Speed:  usb.Speed(speed),
 		DevID:  uint32(devid),
-		SockFD: int(sockfd),
+		SockFD: int(int32(sockfd)), // printed with %u, whatever it is
 	}
 	if string(f[0]) == HubSuper.String() {
 		p.Hub = HubSuper

@@ -54,6 +54,9 @@ func TestParseStatus(t *testing.T) {
 			{Number: 60, Hub: HubHigh, Status: StatusNotAssigned},
 			{Number: 61, Hub: HubSuper, Status: StatusNotAssigned},
 		}},
+		{"being detached, on Linux 6.1", statusHeader + "hs  0000 006 003 00110002 4294967295 1-1\n", []Port{
+			{Number: 0, Hub: HubHigh, Status: StatusUsed, Speed: usb.SpeedHigh, DevID: 17<<16 | 2, SockFD: -1, BusID: "1-1"},
+		}},
 		{"columns that outgrow their width", statusHeader + "hs  12345 006 002 ffffffff 1234567 100-1.2.3\n", []Port{
 			{Number: 12345, Status: StatusUsed, Speed: usb.SpeedFull, DevID: 1<<32 - 1, SockFD: 1234567, BusID: "100-1.2.3"},
 		}},
@@ -106,7 +109,8 @@ func TestParseStatusRefuses(t *testing.T) {
 		"no speed in use":              replace("003 ", "000 "),
 		"a devid of 9 digits":          replace("00010002", "100010002"),
 		"a devid in upper case":        replace("00010002", "0001000A"),
-		"a sockfd above 2^31-1":        replace("000003", "4294967295"),
+		"a sockfd above 2^32-1":        replace("000003", "4294967296"),
+		"a negative sockfd":            replace("000003", "-00001"),
 		"16 digits in use":             replace("000003", "0000000000000000"),
 		"16 digits on a free port":     statusHeader + "hs  0000 004 000 00000000 0000000000000000 0-0\n",
 		"a device on a free port":      replace("006", "004"),
@@ -184,7 +188,7 @@ func anyPort() *rapid.Generator[Port] {
 		if p.Status == StatusUsed {
 			p.Speed = rapid.Map(rapid.Uint8Range(1, 6), func(n uint8) usb.Speed { return usb.Speed(n) }).Draw(t, "speed")
 			p.DevID = rapid.Uint32().Draw(t, "devid")
-			p.SockFD = rapid.IntRange(0, 1<<31-1).Draw(t, "sockfd")
+			p.SockFD = rapid.IntRange(-1, 1<<31-1).Draw(t, "sockfd")
 			p.BusID = rapid.StringMatching(`[1-9][0-9]{0,2}-[1-9][0-9]?(\.[1-9]){0,6}`).Draw(t, "busid")
 		}
 		return p
