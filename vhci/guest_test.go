@@ -361,4 +361,3 @@ func TestGuestControllerThatIsNotReady(t *testing.T) {
 	}
 	bind("bind", "vhci_hcd.0")
 }
-
