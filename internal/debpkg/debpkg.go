@@ -60,11 +60,17 @@ func OpenDir(dir string, log io.Writer) (*Cache, error) {
 	return &Cache{dir: dir, log: log}, nil
 }
 
+// Has says whether the cache has t.
+func (c *Cache) Has(t Tree) bool {
+	_, err := os.Stat(c.path(t))
+	return err == nil
+}
+
 // Path gives the directory of t, and fetches t first if the cache does not have
 // it. Nothing but a stat happens if it has.
 func (c *Cache) Path(ctx context.Context, t Tree) (string, error) {
 	dir := c.path(t)
-	if _, err := os.Stat(dir); err == nil {
+	if c.Has(t) {
 		return dir, nil
 	}
 	unlock, err := c.lock(ctx)
@@ -72,7 +78,7 @@ func (c *Cache) Path(ctx context.Context, t Tree) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	if _, err := os.Stat(dir); err == nil {
+	if c.Has(t) {
 		return dir, nil // another process was quicker
 	}
 	if err := c.fetch(ctx, t, nil); err != nil {

@@ -74,16 +74,19 @@ func (n *needs) directive(dir, comment string) error {
 	case "qemu":
 		n.qemu = append(n.qemu, args...)
 	case "memory":
+		if len(args) != 1 {
+			return fmt.Errorf("%smemory takes one size", directivePrefix)
+		}
 		n.memory = args[0]
 	case "file":
 		for _, arg := range args {
 			src, dst, _ := strings.Cut(arg, ":")
-			src, err := filepath.Abs(filepath.Join(dir, src))
-			if err != nil {
-				return err
-			}
+			src = resolvePath(dir, src)
 			if dst == "" {
 				dst = src
+			}
+			if !filepath.IsAbs(dst) {
+				return fmt.Errorf("%q is no absolute path", dst)
 			}
 			n.files = append(n.files, carried{src, dst})
 		}

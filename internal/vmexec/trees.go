@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/usbns/usbns/internal/debpkg"
 )
@@ -50,6 +52,10 @@ func kernelTree(name, pkg string) debpkg.Tree {
 	}
 }
 
+func trees() []debpkg.Tree {
+	return append(slices.Collect(maps.Values(kernelTrees)), toolsTree, rootTree)
+}
+
 // prepare fetches everything guests of any kernel need.
 func prepare(ctx context.Context, update bool) error {
 	if update {
@@ -57,7 +63,7 @@ func prepare(ctx context.Context, update bool) error {
 		if err != nil {
 			return err
 		}
-		if err := cache.Update(ctx, toolsTree, rootTree, kernelTrees["6.12"], kernelTrees["6.1"]); err != nil {
+		if err := cache.Update(ctx, trees()...); err != nil {
 			return err
 		}
 	}
