@@ -155,7 +155,10 @@ func unwrapOp(err error) error {
 // behind it.
 func readReply(r io.Reader, code uint16) error {
 	var b [OpHeaderSize]byte
-	if _, err := io.ReadFull(r, b[:]); err != nil {
+	if n, err := io.ReadFull(r, b[:]); err != nil {
+		if n == 0 && err == io.EOF {
+			return fmt.Errorf("peer closed the connection without an answer: %w", io.ErrUnexpectedEOF)
+		}
 		return noEOF(err)
 	}
 	h := ParseOpHeader(b[:])

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +41,8 @@ type Importer struct {
 	endpoints     *usb.Endpoints // nil until descriptors are known
 	gone          chan struct{}
 
+	echoed int // of the reader: see skipEcho
+
 	// Guarded by link.mu.
 	seq      uint32
 	requests map[uint32]*request // by the seqnum of their submit, and of their unlink
@@ -59,6 +62,7 @@ type request struct {
 	size        int    // of the buffer
 	packets     int
 	in          bool
+	data        buffer      // borrowed from urb until it is written
 	timer       *time.Timer // runs from unlink to completion
 	barrier     *barrier    // of the reset that waits for it
 }
@@ -143,7 +147,7 @@ func (i *Importer) Close() error {
 }
 
 // Submit implements [usb.Device]. Neither the data nor the answer of u is
-// copied more than once.
+// copied more than once, and OUT data of more than 4 KiB not at all.
 func (i *Importer) Submit(u *usb.URB) error {
 	if err := i.check(u); err != nil {
 		return err
@@ -219,26 +223,20 @@ func (i *Importer) sendSubmit(r *request, u *usb.URB) {
 	if r.in {
 		c.Direction, c.Flags, data = DirIn, c.Flags|uint32(usb.FlagDirIn), nil
 	}
-	n := HeaderSize + len(data) + len(u.Packets)*IsoPacketSize
-	if n <= copyMax {
-		encodeSubmit(i.reserve(n), &c, data, u.Packets)
-		return
+	c.Put(i.reserve(HeaderSize))
+	if len(data) > copyMax {
+		i.enqueue(r.data.borrow(data))
+	} else {
+		copy(i.reserve(len(data)), data)
 	}
-	b := getBuffer(n)
-	b.hi = n
-	encodeSubmit(b.b, &c, data, u.Packets)
-	i.send(b)
+	for _, p := range u.Packets {
+		PutIsoPacket(i.reserve(IsoPacketSize), usb.IsoPacket{Offset: p.Offset, Length: p.Length})
+	}
 }
 
-func encodeSubmit(b []byte, c *CmdSubmit, data []byte, packets []usb.IsoPacket) {
-	c.Put(b)
-	b = b[HeaderSize:]
-	b = b[copy(b, data):]
-	for _, p := range packets {
-		PutIsoPacket(b, usb.IsoPacket{Offset: p.Offset, Length: p.Length})
-		b = b[IsoPacketSize:]
-	}
-}
+// unsent tells that data of r still waits to be written, so that its URB
+// cannot complete. mu is held.
+func (r *request) unsent() bool { return r.data.b != nil }
 
 // Cancel implements [usb.Device]. If the exporter does not answer within the
 // UnlinkTimeout the connection ends, and u completes with it.
@@ -259,11 +257,16 @@ func (i *Importer) unlink(r *request) {
 	i.requests[r.unlink] = r
 	c := CmdUnlink{Seq: r.unlink, DevID: i.devid, Unlink: r.seq}
 	c.Put(i.reserve(HeaderSize))
-	r.timer = time.AfterFunc(i.unlinkTimeout, i.unlinkExpired)
+	seq := r.unlink
+	r.timer = time.AfterFunc(i.unlinkTimeout, func() { i.unlinkExpired(seq) })
 }
 
-func (i *Importer) unlinkExpired() {
-	i.fail(fmt.Errorf("peer did not answer the cancellation of a transfer within %v", i.unlinkTimeout))
+func (i *Importer) unlinkExpired(seq uint32) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.requests[seq] != nil {
+		i.failLocked(fmt.Errorf("%w: no answer to a cancellation within %v", os.ErrDeadlineExceeded, i.unlinkTimeout))
+	}
 }
 
 // forget ends what is known of r's transfer, and returns the URB to complete,

@@ -18,7 +18,7 @@ func (i *Importer) read() {
 			break
 		}
 	}
-	i.drains.Wait()
+	i.active.Wait()
 	i.completeAll()
 	i.dropInput()
 	close(i.gone)
@@ -57,14 +57,48 @@ func (i *Importer) readOne() error {
 		i.retUnlink(ParseRetUnlink(b))
 		return nil
 	default:
+		if i.echoed > 0 {
+			return i.skipEcho()
+		}
 		return protocolError("command %d in a reply", c)
 	}
 }
 
-func (i *Importer) retSubmit(ret RetSubmit) error {
+// skipEcho reads over the data that some servers send back behind the
+// RET_SUBMIT of an OUT transfer. Only what follows it gives that away.
+func (i *Importer) skipEcho() error {
+	i.r -= HeaderSize
+	n := i.echoed
+	i.echoed = 0
+	return i.discard(n)
+}
+
+// find returns the request of a submit or unlink, nil if there is none. An
+// answer can be here before who wrote the data of the request has taken note
+// that it is gone.
+func (i *Importer) find(seq uint32) *request {
 	i.mu.Lock()
-	r := i.requests[ret.Seq]
+	r := i.requests[seq]
+	if r == nil || !r.unsent() {
+		i.mu.Unlock()
+		return r
+	}
+	i.held = false
+	i.flush()
+	i.mu.Lock()
+	for r.unsent() && i.err == nil {
+		i.sent.Wait()
+	}
+	i.held = true
+	if i.err != nil {
+		r = nil
+	}
 	i.mu.Unlock()
+	return r
+}
+
+func (i *Importer) retSubmit(ret RetSubmit) error {
+	r := i.find(ret.Seq)
 	if r == nil || r.seq != ret.Seq {
 		return protocolError("RET_SUBMIT for the transfer %d, which is not in flight", ret.Seq)
 	}
@@ -76,7 +110,10 @@ func (i *Importer) retSubmit(ret RetSubmit) error {
 	}
 	u := r.urb
 	u.Actual = int(ret.Actual)
-	if r.in {
+	i.echoed = 0
+	if !r.in {
+		i.echoed = u.Actual
+	} else {
 		if err := i.readFull(u.Buffer[:u.Actual]); err != nil {
 			return err
 		}
@@ -144,12 +181,11 @@ func (i *Importer) finish(r *request) {
 // retUnlink completes a transfer that is still in flight. A peer may answer 0,
 // "it was over", ahead of the RET_SUBMIT, or without one.
 func (i *Importer) retUnlink(ret RetUnlink) {
-	i.mu.Lock()
-	r := i.requests[ret.Seq]
+	r := i.find(ret.Seq)
 	if r == nil || r.unlink != ret.Seq {
-		i.mu.Unlock()
 		return
 	}
+	i.mu.Lock()
 	u := i.forget(r)
 	if ret.Status == 0 {
 		ret.Status = int32(usb.StatusCancelled)

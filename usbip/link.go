@@ -35,14 +35,16 @@ type link struct {
 	err     error // why the link has ended
 	queue   []*buffer
 	head    int
-	queued  int  // bytes in queue and in the hands of a writer
-	held    bool // the reader writes soon
-	writing bool // somebody is writing
-	drains  sync.WaitGroup
+	queued  int            // bytes in queue and in the hands of a writer
+	held    bool           // the reader writes soon
+	writing bool           // somebody is writing
+	active  sync.WaitGroup // who is writing, and who closes conn
+	sent    sync.Cond      // a borrowed buffer was written, or the link failed
 }
 
 func (l *link) init(conn net.Conn, limits Limits) {
 	l.conn, l.limits = conn, limits.orDefaults()
+	l.sent.L = &l.mu
 	l.raw.init(l)
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tuneTCP(tcp)
@@ -65,8 +67,9 @@ func (l *link) failLocked(err error) {
 		b.free()
 	}
 	l.queue, l.head = nil, 0
+	l.sent.Broadcast()
 	// TLS writes when it closes, and may wait for that.
-	l.drains.Go(func() { l.conn.Close() })
+	l.active.Go(func() { l.conn.Close() })
 }
 
 // next returns the n bytes that come next, at most chunkSize. They are good
@@ -213,6 +216,11 @@ func (l *link) send(b *buffer) {
 		b.free()
 		return
 	}
+	l.enqueue(b)
+}
+
+// enqueue queues b as it is.
+func (l *link) enqueue(b *buffer) {
 	l.count(b.hi - b.lo)
 	l.queue = append(l.queue, b)
 }
@@ -236,56 +244,57 @@ func (l *link) pop() *buffer {
 // with mu held and gives it up.
 func (l *link) flush() {
 	defer l.mu.Unlock()
-	if l.held || l.writing {
+	if l.held || l.writing || l.err != nil || l.head == len(l.queue) {
 		return
 	}
 	l.writing = true
-	for l.err == nil && l.head < len(l.queue) {
-		b := l.pop()
+	l.active.Add(1)
+	for b := l.pop(); b != nil; b = l.nextToWrite() {
 		n := b.hi - b.lo
+		more := b.shared && l.head < len(l.queue) && !l.queue[l.head].shared
 		l.mu.Unlock()
-		done, err := l.raw.write(b)
+		err := l.raw.write(b, more)
 		l.mu.Lock()
-		switch {
-		case err != nil:
-			l.failLocked(err)
-		case !done:
+		if err == nil && b.lo < b.hi {
 			l.queued -= n - (b.hi - b.lo)
-			l.startDrain(b)
+			go l.drain(b)
 			return
 		}
-		l.queued -= n
-		b.free()
+		l.written(b, n, err)
+	}
+}
+
+// written takes note that b, of n bytes, has gone, or could not go. mu is held.
+func (l *link) written(b *buffer, n int, err error) {
+	l.queued -= n
+	if b.class == noClass {
+		l.sent.Broadcast()
+	}
+	b.free()
+	if err != nil {
+		l.failLocked(err)
+	}
+}
+
+// nextToWrite returns nil when the caller is no longer the one who writes. mu
+// is held.
+func (l *link) nextToWrite() *buffer {
+	if l.err == nil && l.head < len(l.queue) {
+		return l.pop()
 	}
 	l.writing = false
+	l.active.Done()
+	return nil
 }
 
-// startDrain leaves b and all that comes behind it to a goroutine.
-func (l *link) startDrain(b *buffer) {
-	if l.err != nil {
-		b.free()
-		l.writing = false
-		return
-	}
-	l.drains.Go(func() { l.drain(b) })
-}
-
+// drain waits for the socket to take b and all that has come behind it.
 func (l *link) drain(b *buffer) {
 	for b != nil {
 		n := b.hi - b.lo
 		err := l.writeAll(b)
-		b.free()
 		l.mu.Lock()
-		l.queued -= n
-		if err != nil {
-			l.failLocked(err)
-		}
-		b = nil
-		if l.err == nil && l.head < len(l.queue) {
-			b = l.pop()
-		} else {
-			l.writing = false
-		}
+		l.written(b, n, err)
+		b = l.nextToWrite()
 		l.mu.Unlock()
 	}
 }
@@ -304,6 +313,7 @@ func (l *link) writeAll(b *buffer) error {
 			return err
 		}
 	}
-	// Only now is the deadline no longer in the way of who writes next.
-	return l.conn.SetWriteDeadline(time.Time{})
+	// It must not be in the way of who writes next.
+	l.conn.SetWriteDeadline(time.Time{})
+	return nil
 }

@@ -5,7 +5,7 @@ package usbip
 // rawConn is not available: every write is left to link.drain.
 type rawConn struct{}
 
-func (r *rawConn) init(*link)                  {}
-func (r *rawConn) ok() bool                    { return false }
-func (r *rawConn) fill() error                 { panic("unreachable") }
-func (r *rawConn) write(*buffer) (bool, error) { return false, nil }
+func (r *rawConn) init(*link)                {}
+func (r *rawConn) ok() bool                  { return false }
+func (r *rawConn) fill() error               { panic("unreachable") }
+func (r *rawConn) write(*buffer, bool) error { return nil }

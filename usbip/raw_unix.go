@@ -17,9 +17,12 @@ type rawConn struct {
 
 	readFunc, writeFunc func(fd uintptr) bool
 
-	readErr  error // of the reader
+	readErr error // of the reader
+
+	// Of whoever set link.writing.
 	writing  *buffer
-	writeErr error // of whoever set link.writing
+	call     func(fd int, b []byte) (int, error)
+	writeErr error
 }
 
 // init leaves r unusable for connections that are more than a socket: TLS,
@@ -75,19 +78,21 @@ func (r *rawConn) tryRead(fd uintptr) bool {
 	return true
 }
 
-// write writes as much of b as the socket takes at once, and tells whether
-// that was all.
-func (r *rawConn) write(b *buffer) (done bool, err error) {
+// write writes as much of b as the socket takes at once. With more, what
+// follows is to leave in the same packet.
+func (r *rawConn) write(b *buffer, more bool) error {
 	if r.rc == nil {
-		return false, nil
+		return nil
 	}
 	r.writing, r.writeErr = b, nil
-	err = r.rc.Write(r.writeFunc)
-	r.writing = nil
-	if err == nil {
-		err = r.writeErr
+	r.call = syscall.Write
+	if more {
+		r.call = writeMore
 	}
-	return b.lo == b.hi, err
+	if err := r.rc.Write(r.writeFunc); err != nil {
+		return err
+	}
+	return r.writeErr
 }
 
 // tryWrite never asks to be called again: waiting is not for who completes a
@@ -95,7 +100,7 @@ func (r *rawConn) write(b *buffer) (done bool, err error) {
 func (r *rawConn) tryWrite(fd uintptr) bool {
 	b := r.writing
 	for b.lo < b.hi {
-		n, err := retry(syscall.Write, fd, b.b[b.lo:b.hi])
+		n, err := retry(r.call, fd, b.b[b.lo:b.hi])
 		if n > 0 {
 			b.lo += n
 			continue

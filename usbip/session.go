@@ -153,7 +153,7 @@ func (s *session) end() error {
 	}
 	<-s.drained
 	s.resets.Wait()
-	s.drains.Wait()
+	s.active.Wait()
 	s.dropInput()
 	return s.resetDevice()
 }

@@ -149,7 +149,11 @@ func (s *session) readPackets(t *transfer, n int) (bool, error) {
 		t.packets = append(t.packets, usb.IsoPacket{Offset: p.Offset, Length: p.Length})
 	}
 	t.urb.Packets = t.packets
-	return checkPackets(&t.urb) == nil, nil
+	if checkPackets(&t.urb) != nil {
+		t.urb.Packets = nil
+		return false, nil
+	}
+	return true, nil
 }
 
 // remove ends t's time in flight. mu is held.
