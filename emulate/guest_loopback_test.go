@@ -73,8 +73,10 @@ func (u usbfsFile) claim(t *testing.T) {
 	}
 }
 
-func (u usbfsFile) ioctl(request uintptr, p unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, u.f.Fd(), request, uintptr(p)); errno != 0 {
+func (u usbfsFile) ioctl(request uintptr, p unsafe.Pointer) error { return ioctl(u.f, request, p) }
+
+func ioctl(f *os.File, request uintptr, p unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(p)); errno != 0 {
 		return errno
 	}
 	return nil

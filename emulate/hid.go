@@ -1,7 +1,10 @@
 package emulate
 
 import (
+	"context"
 	"math/bits"
+	"slices"
+	"sync"
 
 	"github.com/usbns/usbns/usb"
 )
@@ -28,28 +31,170 @@ const (
 	hidReportProtocol = 1
 )
 
-// hid answers the requests of the HID class for interface 0. Its functions may
-// be nil.
+const hidIn = usb.Address(0x81)
+
+// hid is a device that has one interface of the HID class, with one input
+// report and perhaps an output report, neither of them numbered.
 type hid struct {
-	report   []byte // the report descriptor
-	boot     bool   // knows the boot protocol
+	dev        *Device
+	descriptor []byte // of the reports
+	boot       uint8  // the boot protocol it knows, 0 for none: 1 keyboard, 2 mouse
+	input      int    // size of the input report in bytes
+	output     int    // size of the output report, 0 if there is none
+
+	turn chan struct{} // holds the token of the one who sends
+
+	mu       sync.Mutex
 	protocol uint8
-	// get returns a report, nil if there is no such one; set takes one.
-	get func(kind, id uint8) []byte
-	set func(kind, id uint8, data []byte) bool
+	last     []byte   // the input report that was sent last
+	leds     []byte   // the output report
+	queue    [][]byte // what is still to be sent
+	begun    bool     // the device will not be at rest before the queue's end
+	done     chan error
 }
 
-// descriptor is the class descriptor that follows the interface (HID 1.11,
-// section 6.2.1).
-func (h *hid) descriptor() []byte {
-	n := len(h.report)
+// open makes the device. d lacks nothing but its configuration.
+func (h *hid) open(speed usb.Speed, d Description) error {
+	h.turn = make(chan struct{}, 1)
+	h.renew()
+	i := Interface{
+		Class: classHID, Protocol: h.boot,
+		Extra: h.classDescriptor(),
+		Endpoints: []Endpoint{
+			{Address: hidIn, Type: usb.Interrupt, MaxPacket: uint16(h.input), Interval: interval(speed, 8)},
+		},
+	}
+	if h.boot != 0 {
+		i.SubClass = 1
+	}
+	d.Configurations = []Configuration{{MilliAmps: 100, Interfaces: []Interface{i}}}
+	desc, err := d.Build(speed)
+	if err != nil {
+		return err
+	}
+	h.dev, err = New(Config{
+		Speed:       speed,
+		Descriptors: desc,
+		Control:     h.control,
+		Endpoints:   map[usb.Address]Handler{hidIn: h.in},
+		Changed:     h.reset,
+	})
+	return err
+}
+
+// classDescriptor is what follows the interface (HID 1.11, section 6.2.1).
+func (h *hid) classDescriptor() []byte {
+	n := len(h.descriptor)
 	return []byte{9, hidDescHID, 0x11, 0x01, 0, 1, hidDescReport, byte(n), byte(n >> 8)}
 }
 
-// reset is what SET_CONFIGURATION and a reset do.
-func (h *hid) reset() { h.protocol = hidReportProtocol }
+// send has the host take reports, the last of which leaves the device at rest,
+// and returns when it has. One send waits for another. compose is called with
+// mu held. After an error the device is at rest, or will be with the next
+// report the host takes.
+func (h *hid) send(ctx context.Context, compose func() ([][]byte, error)) error {
+	select {
+	case h.turn <- struct{}{}:
+		defer func() { <-h.turn }()
+	case <-h.dev.Gone():
+		return usb.ErrGone
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	done, err := h.begin(compose)
+	if err != nil {
+		return err
+	}
+	h.dev.Wake(hidIn)
+	select {
+	case err = <-done:
+		return err
+	case <-h.dev.Gone():
+		err = usb.ErrGone
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	if h.abandon() {
+		return err
+	}
+	return <-done
+}
+
+func (h *hid) begin(compose func() ([][]byte, error)) (<-chan error, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	reports, err := compose()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-h.dev.Gone():
+		return nil, usb.ErrGone
+	default:
+	}
+	if h.dev.Configuration() == 0 {
+		return nil, ErrNotConfigured
+	}
+	// What an abandoned send has left stays in front.
+	h.begun = len(h.queue) > 0
+	h.queue = append(h.queue, reports...)
+	h.done = make(chan error, 1)
+	return h.done, nil
+}
+
+// abandon forgets what is not sent yet, but for the report that puts the device
+// to rest. It returns false when all was sent after all.
+func (h *hid) abandon() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.done == nil {
+		return false
+	}
+	h.done = nil
+	keep := 0
+	if h.begun {
+		keep = 1
+	}
+	h.queue = h.queue[len(h.queue)-keep:]
+	return true
+}
+
+// end tells the one who sends.
+func (h *hid) end(err error) {
+	if h.done != nil {
+		h.done <- err
+		h.done = nil
+	}
+}
+
+func (h *hid) in(u *usb.URB) (done bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.queue) == 0 {
+		return false
+	}
+	h.last, h.queue, h.begun = h.queue[0], h.queue[1:], true
+	if len(h.queue) == 0 {
+		h.end(nil)
+	}
+	return Reply(u, h.last)
+}
+
+func (h *hid) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.renew()
+	h.end(ErrNotConfigured)
+}
+
+func (h *hid) renew() {
+	h.protocol = hidReportProtocol
+	h.last, h.leds, h.queue = make([]byte, h.input), make([]byte, h.output), nil
+}
 
 func (h *hid) control(u *usb.URB) (done bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	s := u.Setup
 	if s.Index != 0 {
 		return Stall(u)
@@ -71,9 +216,9 @@ func (h *hid) control(u *usb.URB) (done bool) {
 func (h *hid) getDescriptor(u *usb.URB, kind uint8) (done bool) {
 	switch kind {
 	case hidDescHID:
-		return Reply(u, h.descriptor())
+		return Reply(u, h.classDescriptor())
 	case hidDescReport:
-		return Reply(u, h.report)
+		return Reply(u, h.descriptor)
 	}
 	return Stall(u)
 }
@@ -81,16 +226,16 @@ func (h *hid) getDescriptor(u *usb.URB, kind uint8) (done bool) {
 func (h *hid) getClass(u *usb.URB, high, low uint8) (done bool) {
 	switch u.Setup.Request {
 	case hidGetReport:
-		if h.get == nil {
-			break
-		}
-		if b := h.get(high, low); b != nil {
-			return Reply(u, b)
+		switch {
+		case low == 0 && high == hidInput:
+			return Reply(u, h.last)
+		case low == 0 && high == hidOutput && h.output > 0:
+			return Reply(u, h.leds)
 		}
 	case hidGetIdle:
 		return Reply(u, []byte{0})
 	case hidGetProtocol:
-		if h.boot {
+		if h.boot != 0 {
 			return Reply(u, []byte{h.protocol})
 		}
 	}
@@ -100,15 +245,16 @@ func (h *hid) getClass(u *usb.URB, high, low uint8) (done bool) {
 func (h *hid) setClass(u *usb.URB, high, low uint8) (done bool) {
 	switch u.Setup.Request {
 	case hidSetReport:
-		if h.set != nil && h.set(high, low, u.Buffer[:u.Setup.Length]) {
+		if low == 0 && high == hidOutput && h.output > 0 && int(u.Setup.Length) == h.output {
+			h.leds = slices.Clone(u.Buffer[:h.output])
 			return Accept(u)
 		}
 	case hidSetIdle:
-		if high == 0 { // report changes only; repeating them is a stall, as 7.2.4 allows
+		if high == 0 { // report changes only; to refuse the repeating of reports is allowed by 7.2.4
 			return Accept(u)
 		}
 	case hidSetProtocol:
-		if h.boot && u.Setup.Value <= hidReportProtocol {
+		if h.boot != 0 && u.Setup.Value <= hidReportProtocol {
 			h.protocol = low
 			return Accept(u)
 		}

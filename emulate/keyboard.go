@@ -49,8 +49,9 @@ const (
 // typeText returns the reports of typing text and then Enter: every key goes
 // down and up again. With Caps Lock on at the host, shift is the other way
 // round for letters.
-func typeText(text string, capsLock bool) ([]keyReport, error) {
-	reports := make([]keyReport, 0, 2*len(text)+2)
+func typeText(text string, capsLock bool) ([][]byte, error) {
+	reports := make([][]byte, 0, 2*len(text)+2)
+	press := func(k keyReport) { reports = append(reports, k[:], make([]byte, len(k))) }
 	for i, c := range text {
 		k, ok := keyFor(c)
 		if !ok {
@@ -59,9 +60,10 @@ func typeText(text string, capsLock bool) ([]keyReport, error) {
 		if capsLock && k[2] <= 0x1d {
 			k[0] ^= modLeftShift
 		}
-		reports = append(reports, k, keyReport{})
+		press(k)
 	}
-	return append(reports, keyReport{2: keyEnter}, keyReport{}), nil
+	press(keyReport{2: keyEnter})
+	return reports, nil
 }
 
 // keyFor finds the key for a character in a US layout.

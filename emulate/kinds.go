@@ -2,6 +2,7 @@ package emulate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,10 +16,15 @@ const (
 	vendorTest      = 0x1209
 	productScanner  = 0x0001
 	productLoopback = 0x0002
+	productSignpad  = 0x0003
 
 	manufacturer = "usbns"
 	classVendor  = 0xff
 )
+
+// ErrNotConfigured says that there is no host which uses a device at the
+// moment, or that it stopped to.
+var ErrNotConfigured = errors.New("no host has configured the device")
 
 // Options are what can be chosen of a device that is made by name. The zero
 // value is good.
@@ -41,15 +47,21 @@ func (o Options) speed(usual, slowest usb.Speed) (usb.Speed, error) {
 	return o.Speed, nil
 }
 
-func (o Options) serial() string {
-	if o.Serial == "" {
-		return "0001"
+// describe is what all kinds have in their description.
+func (o Options) describe(product uint16, name string) Description {
+	d := Description{
+		Vendor: vendorTest, Product: product, Version: 0x0100,
+		ManufacturerName: manufacturer, ProductName: name, SerialNumber: o.Serial,
 	}
-	return o.Serial
+	if o.Serial == "" {
+		d.SerialNumber = "0001"
+	}
+	return d
 }
 
 // A Teller is a device that can be told to do something in a line of text: a
-// scanner to scan it.
+// scanner to scan it. The error is [ErrNotConfigured] when no host is there to
+// notice.
 type Teller interface {
 	Tell(ctx context.Context, text string) error
 }
@@ -63,6 +75,7 @@ type Kind struct {
 
 var kinds = []Kind{
 	{"scanner", "bar-code scanner (HID keyboard)", func(o Options) (usb.Device, error) { return NewScanner(o) }},
+	{"signpad", "signature pad (HID pen)", func(o Options) (usb.Device, error) { return NewSignpad(o) }},
 	{"loopback", "echo for tests (vendor class)", func(o Options) (usb.Device, error) { return NewLoopback(o) }},
 }
 

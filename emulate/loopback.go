@@ -56,23 +56,21 @@ func NewLoopback(o Options) (*Loopback, error) {
 		return nil, err
 	}
 	bulk := bulkPacket(speed)
-	desc, err := Description{
-		Vendor: vendorTest, Product: productLoopback, Version: 0x0100,
-		ManufacturerName: manufacturer, ProductName: "usbns loopback", SerialNumber: o.serial(),
-		Configurations: []Configuration{{
-			SelfPowered: true,
-			Interfaces: []Interface{{
-				Class: classVendor,
-				Name:  "echo",
-				Endpoints: []Endpoint{
-					{Address: LoopbackBulkOut, Type: usb.Bulk, MaxPacket: bulk},
-					{Address: LoopbackBulkIn, Type: usb.Bulk, MaxPacket: bulk},
-					{Address: LoopbackInterruptOut, Type: usb.Interrupt, MaxPacket: 64, Interval: interval(speed, 1)},
-					{Address: LoopbackInterruptIn, Type: usb.Interrupt, MaxPacket: 64, Interval: interval(speed, 1)},
-				},
-			}},
+	d := o.describe(productLoopback, "usbns loopback")
+	d.Configurations = []Configuration{{
+		SelfPowered: true,
+		Interfaces: []Interface{{
+			Class: classVendor,
+			Name:  "echo",
+			Endpoints: []Endpoint{
+				{Address: LoopbackBulkOut, Type: usb.Bulk, MaxPacket: bulk},
+				{Address: LoopbackBulkIn, Type: usb.Bulk, MaxPacket: bulk},
+				{Address: LoopbackInterruptOut, Type: usb.Interrupt, MaxPacket: 64, Interval: interval(speed, 1)},
+				{Address: LoopbackInterruptIn, Type: usb.Interrupt, MaxPacket: 64, Interval: interval(speed, 1)},
+			},
 		}},
-	}.Build(speed)
+	}}
+	desc, err := d.Build(speed)
 	if err != nil {
 		return nil, err
 	}

@@ -31,19 +31,19 @@ func mustControl(t *testing.T, d usb.Device, s usb.Setup, data []byte) []byte {
 	return data[:n]
 }
 
-// A host polls a scanner and keeps what it gets.
+// A host polls a HID device and keeps what it gets.
 type host struct {
-	s       *Scanner
+	d       usb.Device
 	urb     usb.URB
-	reports []keyReport
+	reports [][]byte
 	stopped chan struct{}
 }
 
-func poll(t *testing.T, s *Scanner) *host {
+func poll(t *testing.T, d usb.Device) *host {
 	t.Helper()
-	h := &host{s: s, stopped: make(chan struct{})}
-	h.urb = usb.URB{Endpoint: scannerIn, Type: usb.Interrupt, Buffer: make([]byte, 8), Complete: h.complete}
-	if err := s.Submit(&h.urb); err != nil {
+	h := &host{d: d, stopped: make(chan struct{})}
+	h.urb = usb.URB{Endpoint: hidIn, Type: usb.Interrupt, Buffer: make([]byte, 8), Complete: h.complete}
+	if err := d.Submit(&h.urb); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -51,8 +51,8 @@ func poll(t *testing.T, s *Scanner) *host {
 
 func (h *host) complete(u *usb.URB) {
 	if u.Status == usb.StatusOK {
-		h.reports = append(h.reports, keyReport(u.Buffer[:u.Actual]))
-		if h.s.Submit(u) == nil {
+		h.reports = append(h.reports, bytes.Clone(u.Buffer[:u.Actual]))
+		if h.d.Submit(u) == nil {
 			return
 		}
 	}
@@ -60,14 +60,14 @@ func (h *host) complete(u *usb.URB) {
 }
 
 // stop returns all the host has seen.
-func (h *host) stop() []keyReport {
-	h.s.Cancel(&h.urb)
+func (h *host) stop() [][]byte {
+	h.d.Cancel(&h.urb)
 	<-h.stopped
 	return h.reports
 }
 
 // text reads reports as a driver would: what is newly down was typed.
-func text(t *testing.T, reports []keyReport) string {
+func text(t *testing.T, reports [][]byte) string {
 	t.Helper()
 	keys := make(map[keyReport]rune)
 	for c := rune(0); c < 0x7f; c++ {
@@ -75,16 +75,17 @@ func text(t *testing.T, reports []keyReport) string {
 			keys[k] = c
 		}
 	}
-	var b []rune
-	for i, r := range reports {
+	var typed []rune
+	for i, b := range reports {
+		r := keyReport(b)
 		if (r == keyReport{}) != (i%2 == 1) {
 			t.Fatalf("report %d is % x: keys must go down and up in turn", i, r)
 		}
 		if r != (keyReport{}) {
-			b = append(b, keys[r])
+			typed = append(typed, keys[r])
 		}
 	}
-	return string(b)
+	return string(typed)
 }
 
 func TestScanTypesTextAndEnter(t *testing.T) {
@@ -196,31 +197,40 @@ func TestScanEnds(t *testing.T) {
 func TestScanAbandonedLeavesNoKeyDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestScanner(t)
-		ctx, cancel := context.WithCancel(t.Context())
-		result := make(chan error, 1)
-		go func() { result <- s.Scan(ctx, "12") }()
-		synctest.Wait()
-		buf := make([]byte, 8)
-		u := usb.URB{Endpoint: scannerIn, Type: usb.Interrupt, Buffer: buf}
-		if err := usb.Do(t.Context(), s, &u); err != nil || buf[2] != 0x1e {
-			t.Fatalf("first report % x, %v", buf, err)
-		}
-		cancel()
-		if err := <-result; !errors.Is(err, context.Canceled) {
-			t.Fatalf("Scan: %v", err)
-		}
+		abandonScan(t, s, func() {
+			buf := make([]byte, 8)
+			u := usb.URB{Endpoint: hidIn, Type: usb.Interrupt, Buffer: buf}
+			if err := usb.Do(t.Context(), s, &u); err != nil || buf[2] != 0x1e {
+				t.Fatalf("first report % x, %v", buf, err)
+			}
+		})
+		abandonScan(t, s, func() {}) // one of which the host sees nothing
 		h := poll(t, s)
 		if err := s.Scan(t.Context(), "3"); err != nil {
 			t.Fatal(err)
 		}
 		got := h.stop()
-		if len(got) == 0 || got[0] != (keyReport{}) {
+		if len(got) == 0 || keyReport(got[0]) != (keyReport{}) {
 			t.Fatalf("after the key that is down came % x", got)
 		}
 		if got := text(t, got[1:]); got != "3\n" {
 			t.Errorf("then %q", got)
 		}
 	})
+}
+
+// abandonScan cancels a Scan after the host has done something.
+func abandonScan(t *testing.T, s *Scanner, host func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- s.Scan(ctx, "12") }()
+	synctest.Wait()
+	host()
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Fatalf("Scan: %v", err)
+	}
 }
 
 func TestScannerRequests(t *testing.T) {
@@ -238,7 +248,7 @@ func TestScannerRequests(t *testing.T) {
 		want  []byte // received
 	}{
 		{"report descriptor", in(0, usb.ReqGetDescriptor, hidDescReport<<8, 255), nil, keyboardReport},
-		{"HID descriptor", in(0, usb.ReqGetDescriptor, hidDescHID<<8, 9), nil, s.hid.descriptor()},
+		{"HID descriptor", in(0, usb.ReqGetDescriptor, hidDescHID<<8, 9), nil, s.hid.classDescriptor()},
 		{"LEDs on", out(hidSetReport, hidOutput<<8, 1), []byte{5}, nil},
 		{"LEDs", in(usb.KindClass, hidGetReport, hidOutput<<8, 8), nil, []byte{5}},
 		{"keys", in(usb.KindClass, hidGetReport, hidInput<<8, 8), nil, make([]byte, 8)},
