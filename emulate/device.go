@@ -237,8 +237,9 @@ func (d *Device) Cancel(u *usb.URB) {
 }
 
 // Wake has the transfer at the head of an endpoint's queue handed to its
-// handler again: there is data now, or room. It may be called from anywhere,
-// but not with a lock held that a handler or a Complete function takes.
+// handler again: there is data now, or room. A handler's call only takes note.
+// Elsewhere it must not be called with a lock held that a handler or a Complete
+// function takes.
 func (d *Device) Wake(a usb.Address) {
 	d.mu.Lock()
 	d.ready |= 1 << slot(a)

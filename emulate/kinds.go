@@ -13,10 +13,11 @@ import (
 // The devices of this package have identifiers that pid.codes sets aside for
 // tests.
 const (
-	vendorTest      = 0x1209
-	productScanner  = 0x0001
-	productLoopback = 0x0002
-	productSignpad  = 0x0003
+	vendorTest         = 0x1209
+	productScanner     = 0x0001
+	productLoopback    = 0x0002
+	productSignpad     = 0x0003
+	productFingerprint = 0x0004
 
 	manufacturer = "usbns"
 	classVendor  = 0xff
@@ -76,6 +77,7 @@ type Kind struct {
 var kinds = []Kind{
 	{"scanner", "bar-code scanner (HID keyboard)", func(o Options) (usb.Device, error) { return NewScanner(o) }},
 	{"signpad", "signature pad (HID pen)", func(o Options) (usb.Device, error) { return NewSignpad(o) }},
+	{"fingerprint", "fingerprint reader (vendor class)", func(o Options) (usb.Device, error) { return NewFingerprint(o) }},
 	{"loopback", "echo for tests (vendor class)", func(o Options) (usb.Device, error) { return NewLoopback(o) }},
 }
 
