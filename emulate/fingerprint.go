@@ -8,7 +8,6 @@ import (
 	"image"
 	"image/color"
 	"math"
-	"sync"
 
 	"github.com/usbns/usbns/usb"
 )
@@ -56,14 +55,13 @@ const (
 // events endpoint it says when a finger is put on, by a 1, and taken off, by a 0.
 type Fingerprint struct {
 	*Device
-	turn chan struct{} // holds the token of the one whose finger it is
+	task task // of the one whose finger it is
 
-	mu        sync.Mutex
+	// The rest is guarded by task.mu.
 	finger    []byte // the image of the finger that is on, nil if none is
 	told      bool   // what the host knows: a finger is on
 	capturing bool   // the answers to come are of the finger
 	answers   messages
-	done      chan error // of the Touch that waits
 }
 
 // NewFingerprint makes a reader, at high speed unless the options say
@@ -90,7 +88,7 @@ func NewFingerprint(o Options) (*Fingerprint, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Fingerprint{turn: make(chan struct{}, 1), answers: messages{maxPacket: int(bulk)}}
+	f := &Fingerprint{task: newTask(), answers: messages{maxPacket: int(bulk)}}
 	f.Device, err = New(Config{
 		Speed:       speed,
 		Descriptors: desc,
@@ -102,10 +100,8 @@ func NewFingerprint(o Options) (*Fingerprint, error) {
 		},
 		Changed: f.reset,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return f, nil
+	f.task.dev = f.Device
+	return f, err
 }
 
 // Touch puts a finger on the reader and takes it off when the host has fetched
@@ -129,32 +125,11 @@ func (f *Fingerprint) touch(ctx context.Context, finger *image.Gray) error {
 	if size := finger.Rect.Size(); size != image.Pt(FingerprintWidth, FingerprintHeight) {
 		return fmt.Errorf("the image is %v pixels, the reader sees %dx%d", size, FingerprintWidth, FingerprintHeight)
 	}
-	select {
-	case f.turn <- struct{}{}:
-		defer func() { <-f.turn }()
-	case <-f.Gone():
-		return usb.ErrGone
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	done, err := f.putOn(pixels(finger))
-	if err != nil {
-		return err
-	}
-	f.Wake(FingerprintEvents)
-	defer f.Wake(FingerprintEvents)
-	select {
-	case err := <-done:
-		return err
-	case <-f.Gone():
-		err = usb.ErrGone
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if f.takeOff() {
-		return err
-	}
-	return <-done
+	defer f.Wake(FingerprintEvents) // it is off again
+	return f.task.run(ctx, func() error {
+		f.finger = pixels(finger)
+		return nil
+	}, FingerprintEvents, f.takeOff)
 }
 
 func pixels(i *image.Gray) []byte {
@@ -165,65 +140,33 @@ func pixels(i *image.Gray) []byte {
 	return b
 }
 
-func (f *Fingerprint) putOn(finger []byte) (<-chan error, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	select {
-	case <-f.Gone():
-		return nil, usb.ErrGone
-	default:
-	}
-	if f.Configuration() == 0 {
-		return nil, ErrNotConfigured
-	}
-	f.finger, f.done = finger, make(chan error, 1)
-	return f.done, nil
-}
-
-// takeOff takes the finger off before its image was fetched. It returns false
-// when that is over after all. The chunks that are under way stay valid.
-func (f *Fingerprint) takeOff() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.done == nil {
-		return false
-	}
-	f.finger, f.done, f.capturing = nil, nil, false
-	return true
-}
-
-// end tells the Touch that waits, with mu held.
-func (f *Fingerprint) end(err error) {
-	f.finger, f.capturing = nil, false
-	if f.done != nil {
-		f.done <- err
-		f.done = nil
-	}
-}
+// takeOff takes the finger off. The chunks that are under way stay valid.
+func (f *Fingerprint) takeOff() { f.finger, f.capturing = nil, false }
 
 func (f *Fingerprint) reset() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.task.mu.Lock()
+	defer f.task.mu.Unlock()
 	f.answers.clear()
 	f.told = false
-	f.end(ErrNotConfigured)
+	f.takeOff()
+	f.task.end(ErrNotConfigured)
 }
 
 func (f *Fingerprint) control(u *usb.URB) (done bool) {
 	if !u.Setup.Is(usb.KindVendor|usb.ToDevice, FingerprintAbort) {
 		return Stall(u)
 	}
-	f.mu.Lock()
+	f.task.mu.Lock()
 	f.answers.clear()
 	f.capturing = false
-	f.mu.Unlock()
+	f.task.mu.Unlock()
 	f.Wake(FingerprintCommands)
 	return Accept(u)
 }
 
 func (f *Fingerprint) command(u *usb.URB) (done bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.task.mu.Lock()
+	defer f.task.mu.Unlock()
 	if !f.answers.empty() {
 		return false
 	}
@@ -261,13 +204,13 @@ func (f *Fingerprint) reply(code, status byte, chunk int, data []byte) {
 }
 
 func (f *Fingerprint) answer(u *usb.URB) (done bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.task.mu.Lock()
+	defer f.task.mu.Unlock()
 	done = f.answers.in(u)
 	if done && f.answers.empty() {
 		if f.capturing {
-			f.end(nil)
-			f.Wake(FingerprintEvents)
+			f.takeOff()
+			f.task.end(nil)
 		}
 		f.Wake(FingerprintCommands)
 	}
@@ -275,8 +218,8 @@ func (f *Fingerprint) answer(u *usb.URB) (done bool) {
 }
 
 func (f *Fingerprint) event(u *usb.URB) (done bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.task.mu.Lock()
+	defer f.task.mu.Unlock()
 	on := f.finger != nil
 	if f.told == on {
 		return false

@@ -4,7 +4,6 @@ import (
 	"context"
 	"math/bits"
 	"slices"
-	"sync"
 
 	"github.com/usbns/usbns/usb"
 )
@@ -36,26 +35,23 @@ const hidIn = usb.Address(0x81)
 // hid is a device that has one interface of the HID class, with one input
 // report and perhaps an output report, neither of them numbered.
 type hid struct {
-	dev        *Device
+	task
 	descriptor []byte // of the reports
 	boot       uint8  // the boot protocol it knows, 0 for none: 1 keyboard, 2 mouse
 	input      int    // size of the input report in bytes
 	output     int    // size of the output report, 0 if there is none
 
-	turn chan struct{} // holds the token of the one who sends
-
-	mu       sync.Mutex
+	// The rest is guarded by mu.
 	protocol uint8
 	last     []byte   // the input report that was sent last
 	leds     []byte   // the output report
 	queue    [][]byte // what is still to be sent
 	begun    bool     // the device will not be at rest before the queue's end
-	done     chan error
 }
 
 // open makes the device. d lacks nothing but its configuration.
 func (h *hid) open(speed usb.Speed, d Description) error {
-	h.turn = make(chan struct{}, 1)
+	h.task = newTask()
 	h.renew()
 	i := Interface{
 		Class: classHID, Protocol: h.boot,
@@ -89,82 +85,29 @@ func (h *hid) classDescriptor() []byte {
 }
 
 // send has the host take reports, the last of which leaves the device at rest,
-// and returns when it has. One send waits for another. compose is called with
-// mu held. After an error the device is at rest, or will be with the next
-// report the host takes.
+// and returns when it has. compose is called with mu held. After an error the
+// device is at rest, or will be with the next report the host takes.
 func (h *hid) send(ctx context.Context, compose func() ([][]byte, error)) error {
-	select {
-	case h.turn <- struct{}{}:
-		defer func() { <-h.turn }()
-	case <-h.dev.Gone():
-		return usb.ErrGone
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	done, err := h.begin(compose)
-	if err != nil {
-		return err
-	}
-	h.dev.Wake(hidIn)
-	select {
-	case err = <-done:
-		return err
-	case <-h.dev.Gone():
-		err = usb.ErrGone
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if h.abandon() {
-		return err
-	}
-	return <-done
-}
-
-func (h *hid) begin(compose func() ([][]byte, error)) (<-chan error, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	reports, err := compose()
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-h.dev.Gone():
-		return nil, usb.ErrGone
-	default:
-	}
-	if h.dev.Configuration() == 0 {
-		return nil, ErrNotConfigured
-	}
-	// What an abandoned send has left stays in front.
-	h.begun = len(h.queue) > 0
-	h.queue = append(h.queue, reports...)
-	h.done = make(chan error, 1)
-	return h.done, nil
+	return h.run(ctx, func() error {
+		reports, err := compose()
+		if err != nil {
+			return err
+		}
+		// What an abandoned send has left stays in front.
+		h.begun = len(h.queue) > 0
+		h.queue = append(h.queue, reports...)
+		return nil
+	}, hidIn, h.abandon)
 }
 
 // abandon forgets what is not sent yet, but for the report that puts the device
-// to rest. It returns false when all was sent after all.
-func (h *hid) abandon() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.done == nil {
-		return false
-	}
-	h.done = nil
+// to rest.
+func (h *hid) abandon() {
 	keep := 0
 	if h.begun {
 		keep = 1
 	}
 	h.queue = h.queue[len(h.queue)-keep:]
-	return true
-}
-
-// end tells the one who sends.
-func (h *hid) end(err error) {
-	if h.done != nil {
-		h.done <- err
-		h.done = nil
-	}
 }
 
 func (h *hid) in(u *usb.URB) (done bool) {
