@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"os/exec"
@@ -60,10 +61,13 @@ func newAPT(cache string) (*apt, error) {
 func (a *apt) resolve(ctx context.Context, t Tree) ([]deb, error) {
 	// A source that cannot be reached need not be one that matters here: it
 	// is an error only if a package is missing afterwards.
-	_, updateErr := a.run(ctx, "", "update", "-qq")
+	_, updateErr := a.run(ctx, "", "update", "-qq", "--error-on=any")
 	out, err := a.run(ctx, "", append([]string{"install", "-qq", "--print-uris"}, t.Packages...)...)
+	if err != nil && updateErr != nil {
+		return nil, fmt.Errorf("%w (update: %w)", err, updateErr)
+	}
 	if err != nil {
-		return nil, errors.Join(err, updateErr)
+		return nil, err
 	}
 	pkgs, err := parseURIs(out)
 	if err != nil {
@@ -145,5 +149,18 @@ func unpack(ctx context.Context, root, debs string, without []string) error {
 			return fmt.Errorf("unpack %s: %w", filepath.Base(file), err)
 		}
 	}
-	return nil
+	return filepath.WalkDir(root, dropSetuid)
+}
+
+// dropSetuid is for a tree that belongs to a user: a guest's root who runs a
+// setuid program of it would become that user.
+func dropSetuid(path string, d fs.DirEntry, err error) error {
+	if err != nil || !d.Type().IsRegular() {
+		return err
+	}
+	info, err := d.Info()
+	if err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) == 0 {
+		return err
+	}
+	return os.Chmod(path, info.Mode().Perm())
 }

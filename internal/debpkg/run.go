@@ -70,8 +70,9 @@ func complaint(ctx context.Context, cmd *exec.Cmd, err error, stderr *bytes.Buff
 		return ctx.Err()
 	}
 	name := filepath.Base(cmd.Path)
-	if said := strings.TrimSpace(stderr.String()); said != "" {
-		return fmt.Errorf("%s: %w: %s", name, err, said)
+	said, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n") // the rest follows from it
+	if said == "" {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	return fmt.Errorf("%s: %w", name, err)
+	return fmt.Errorf("%s: %w: %s", name, err, said)
 }

@@ -57,7 +57,12 @@ func trees() []debpkg.Tree {
 }
 
 // prepare fetches everything guests of any kernel need.
-func prepare(ctx context.Context, update bool) error {
+func prepare(ctx context.Context, update bool) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("no test can run in a guest: %w", err)
+		}
+	}()
 	if update {
 		cache, err := debpkg.Open(os.Stderr)
 		if err != nil {
@@ -98,7 +103,7 @@ func install(ctx context.Context, log io.Writer, version string) (in installatio
 	}
 	dir, err := cache.Path(ctx, tree)
 	if err != nil {
-		return in, err
+		return in, fmt.Errorf("%w (Debian 12 has its kernels in bookworm and bookworm-security)", err)
 	}
 	in.kernel, err = openKernel(ctx, dir, in.tools)
 	return in, err
