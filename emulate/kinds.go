@@ -18,6 +18,7 @@ const (
 	productLoopback    = 0x0002
 	productSignpad     = 0x0003
 	productFingerprint = 0x0004
+	productSerial      = 0x0005
 
 	manufacturer = "usbns"
 	classVendor  = 0xff
@@ -78,6 +79,7 @@ var kinds = []Kind{
 	{"scanner", "bar-code scanner (HID keyboard)", func(o Options) (usb.Device, error) { return NewScanner(o) }},
 	{"signpad", "signature pad (HID pen)", func(o Options) (usb.Device, error) { return NewSignpad(o) }},
 	{"fingerprint", "fingerprint reader (vendor class)", func(o Options) (usb.Device, error) { return NewFingerprint(o) }},
+	{"serial", "serial adapter (CDC-ACM) that echoes", func(o Options) (usb.Device, error) { return NewSerial(o) }},
 	{"loopback", "echo for tests (vendor class)", func(o Options) (usb.Device, error) { return NewLoopback(o) }},
 }
 

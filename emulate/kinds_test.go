@@ -34,9 +34,9 @@ func TestOpenRefuses(t *testing.T) {
 		kind string
 		o    Options
 	}{
-		`no device is called "toaster": there are scanner, signpad, fingerprint, loopback`: {"toaster", Options{}},
-		"make a loopback: it cannot run at low speed":                                      {"loopback", Options{Speed: usb.SpeedLow}},
-		"make a scanner: it cannot run at wireless speed":                                  {"scanner", Options{Speed: usb.SpeedWireless}},
+		`no device is called "toaster": there are scanner, signpad, fingerprint, serial, loopback`: {"toaster", Options{}},
+		"make a loopback: it cannot run at low speed":                                              {"loopback", Options{Speed: usb.SpeedLow}},
+		"make a scanner: it cannot run at wireless speed":                                          {"scanner", Options{Speed: usb.SpeedWireless}},
 		"126": {"scanner", Options{Serial: strings.Repeat("9", 127)}},
 	} {
 		d, err := Open(c.kind, c.o)
