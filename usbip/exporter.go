@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -271,15 +270,14 @@ func (e *Exporter) handshake(ctx context.Context, conn net.Conn) (x *export, sct
 			}
 			busid := cutNUL(b[OpHeaderSize:])
 			var reply []byte
-			var refused error
-			x, sctx, reply, refused = e.claim(ctx, hctx, busid)
-			if _, err := conn.Write(reply); err != nil {
-				return opError("export", conn, busid, err)
+			x, sctx, reply, err = e.claim(ctx, hctx, busid)
+			if _, werr := conn.Write(reply); werr != nil {
+				err = werr
 			}
-			if refused != nil {
-				return opError("export", conn, strings.ToValidUTF8(busid, "?"), refused)
+			if err != nil && CheckBusID(busid) == nil {
+				err = opError("export", conn, busid, err)
 			}
-			return nil
+			return err
 		}
 		return protocolError("code %#04x in its request", h.Code)
 	})
@@ -318,6 +316,9 @@ func (e *Exporter) devlist() []byte {
 func (e *Exporter) claim(ctx, hctx context.Context, busid string) (*export, context.Context, []byte, error) {
 	h := OpHeader{Version: Version, Code: OpRepImport}
 	x, sctx, err := e.take(ctx, busid)
+	if bad := CheckBusID(busid); bad != nil {
+		err = fmt.Errorf("%w: %w", err, bad)
+	}
 	if err == nil && x.dirty {
 		if x.dev.Reset(hctx) != nil {
 			e.release(x, &ResetError{})

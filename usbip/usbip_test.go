@@ -13,29 +13,34 @@ import (
 	"github.com/usbns/usbns/usb"
 )
 
-// noLeaks fails the test if a goroutine of this package is left at its end.
+// noLeaks fails the test if it ends with more goroutines of this package than
+// it started with.
 func noLeaks(t testing.TB) {
 	t.Helper()
+	before := len(goroutines())
 	t.Cleanup(func() {
-		deadline := time.Now().Add(5 * time.Second)
-		for {
-			buf := make([]byte, 1<<20)
-			var left []string
-			for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-				if strings.Contains(g, "usbip.(*") && !strings.Contains(g, "noLeaks") {
-					left = append(left, g)
-				}
-			}
-			if len(left) == 0 {
-				return
-			}
+		deadline := time.Now().Add(10 * time.Second)
+		for len(goroutines()) > before {
 			if time.Now().After(deadline) {
-				t.Errorf("%d goroutines left:\n%s", len(left), strings.Join(left, "\n\n"))
+				t.Errorf("goroutines are left:\n%s", strings.Join(goroutines(), "\n\n"))
 				return
 			}
 			runtime.Gosched()
 		}
 	})
+}
+
+// goroutines returns the stacks of those that run this package's code.
+func goroutines() []string {
+	buf := make([]byte, 1<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	var ours []string
+	for _, g := range strings.Split(string(buf), "\n\n") {
+		if strings.Contains(g, "usbip.(*") {
+			ours = append(ours, g)
+		}
+	}
+	return ours
 }
 
 // startExporter serves devices on loopback and returns the address.

@@ -1,0 +1,569 @@
+package usbip
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/usbns/usbns/usb"
+)
+
+// An importedPeer is a hand-written exporter with the Importer it serves.
+type importedPeer struct {
+	peer
+	imp *Importer
+}
+
+// importPeer starts past enumeration, configured.
+func importPeer(t testing.TB, pair func(testing.TB) (net.Conn, net.Conn), opts ImportOptions) *importedPeer {
+	t.Helper()
+	conn, theirs := pair(t)
+	opts.Descriptors = fakeDescriptors()
+	i, err := NewImporter(t.Context(), theirs, benchDevID, usb.SpeedHigh, &opts)
+	must(t, err)
+	i.endpoints.Observe(usb.SetConfiguration(1), usb.StatusOK)
+	t.Cleanup(func() { conn.Close(); i.Close() })
+	return &importedPeer{peer: peer{t: t, conn: conn}, imp: i}
+}
+
+// A submitted URB tells when it has completed, and how often.
+type submitted struct {
+	usb.URB
+	done chan struct{}
+}
+
+func (p *importedPeer) submit(u usb.URB) *submitted {
+	p.t.Helper()
+	s := &submitted{URB: u, done: make(chan struct{})}
+	s.Complete = func(*usb.URB) { close(s.done) } // a second call panics
+	must(p.t, p.imp.Submit(&s.URB))
+	return s
+}
+
+func bulkInURB(n int) usb.URB {
+	return usb.URB{Type: usb.Bulk, Endpoint: bulkIn, Buffer: make([]byte, n)}
+}
+
+func bulkOutURB(n int) usb.URB {
+	return usb.URB{Type: usb.Bulk, Endpoint: bulkOut, Buffer: make([]byte, n)}
+}
+
+func isoInURB(lengths ...int) usb.URB {
+	u := usb.URB{Type: usb.Isochronous, Endpoint: isoIn}
+	n := 0
+	for _, l := range lengths {
+		u.Packets = append(u.Packets, usb.IsoPacket{Offset: n, Length: l})
+		n += l
+	}
+	u.Buffer = make([]byte, n)
+	return u
+}
+
+// works fails the test unless a transfer still succeeds.
+func (p *importedPeer) works() {
+	p.t.Helper()
+	u := p.submit(bulkInURB(2))
+	c := p.recvCmdSubmit()
+	p.send(retSubmitPDU(RetSubmit{Seq: c.Seq, Actual: 2}, []byte("ok")))
+	<-u.done
+	if u.Status != usb.StatusOK || string(u.Buffer) != "ok" {
+		p.t.Fatalf("after that a transfer ends with %v, %q", u.Status, u.Buffer)
+	}
+}
+
+// TestImporterGivesUp lists answers after which nothing from the peer can be
+// trusted. The URB in flight completes all the same, as a device that is gone.
+func TestImporterGivesUp(t *testing.T) {
+	const actual, packets = 24, 32 // offsets in a RET_SUBMIT
+	answer := func(data int) func(uint32) []byte {
+		return func(seq uint32) []byte {
+			return retSubmitPDU(RetSubmit{Seq: seq, Actual: int32(data)}, make([]byte, data))
+		}
+	}
+	edited := func(offset int, value uint32) func(uint32) []byte {
+		return func(seq uint32) []byte { return edit(answer(0)(seq), offset, value) }
+	}
+	iso := func(r RetSubmit, data int, packets ...usb.IsoPacket) func(uint32) []byte {
+		return func(seq uint32) []byte {
+			r.Seq = seq
+			return retSubmitPDU(r, make([]byte, data), packets...)
+		}
+	}
+	tests := map[string]struct {
+		urb    usb.URB
+		answer func(seq uint32) []byte
+		want   error
+	}{
+		"actual_length negative":                {bulkInURB(8), edited(actual, 0xffffffff), ErrProtocol},
+		"actual_length over the buffer":         {bulkInURB(8), answer(9), ErrProtocol},
+		"actual_length huge":                    {bulkInURB(8), edited(actual, 1<<31-1), ErrProtocol},
+		"actual_length negative on OUT":         {bulkOutURB(8), edited(actual, 1<<31), ErrProtocol},
+		"actual_length over the buffer on OUT":  {bulkOutURB(8), edited(actual, 9), ErrProtocol},
+		"isochronous packets negative":          {isoInURB(8), edited(packets, 0xffffffff), ErrProtocol},
+		"isochronous packets over those asked":  {isoInURB(8), iso(RetSubmit{Packets: 2}, 0, usb.IsoPacket{}, usb.IsoPacket{}), ErrProtocol},
+		"isochronous packets times 16 wrap":     {isoInURB(8), edited(packets, 0x10000001), ErrProtocol},
+		"isochronous packet over its length":    {isoInURB(4, 4), iso(RetSubmit{Actual: 8, Packets: 2}, 8, usb.IsoPacket{Length: 4, Actual: 5}, usb.IsoPacket{Offset: 4, Length: 4, Actual: 3}), ErrProtocol},
+		"isochronous sum under actual_length":   {isoInURB(8), iso(RetSubmit{Actual: 8, Packets: 1}, 8, usb.IsoPacket{Length: 8, Actual: 7}), ErrProtocol},
+		"isochronous sum over actual_length":    {isoInURB(8), iso(RetSubmit{Actual: 7, Packets: 1}, 7, usb.IsoPacket{Length: 8, Actual: 8}), ErrProtocol},
+		"isochronous sum wraps":                 {isoInURB(8, 8), iso(RetSubmit{Actual: 4, Packets: 2}, 4, usb.IsoPacket{Actual: 8}, usb.IsoPacket{Actual: 0xfffffffc}), ErrProtocol},
+		"isochronous data without packets":      {isoInURB(8), iso(RetSubmit{Actual: 8}, 8), ErrProtocol},
+		"unknown sequence number":               {bulkInURB(8), func(seq uint32) []byte { return answer(0)(seq + 1) }, ErrProtocol},
+		"sequence number 0":                     {bulkInURB(8), func(uint32) []byte { return answer(0)(0) }, ErrProtocol},
+		"unknown command":                       {bulkInURB(8), edited(atCommand, 9), ErrProtocol},
+		"a request as an answer":                {bulkInURB(8), func(seq uint32) []byte { return submitPDU(seq, bulkIn, usb.Setup{}, nil, 8) }, ErrProtocol},
+		"text":                                  {bulkInURB(8), func(uint32) []byte { return bytes.Repeat([]byte("HTTP/1.1 "), 10) }, ErrProtocol},
+		"end":                                   {bulkInURB(8), func(uint32) []byte { return nil }, io.EOF},
+		"end inside a header":                   {bulkInURB(8), func(seq uint32) []byte { return answer(0)(seq)[:47] }, io.ErrUnexpectedEOF},
+		"end inside a payload":                  {bulkInURB(8), func(seq uint32) []byte { return answer(8)(seq)[:HeaderSize+7] }, io.ErrUnexpectedEOF},
+		"end inside a large payload":            {bulkInURB(1e5), func(seq uint32) []byte { return answer(1e5)(seq)[:50e3] }, io.ErrUnexpectedEOF},
+		"end inside packets":                    {isoInURB(8), func(seq uint32) []byte { return edited(packets, 1)(seq) }, io.ErrUnexpectedEOF},
+		"isochronous packets past their buffer": {isoInURB(8), iso(RetSubmit{Packets: 1}, 0, usb.IsoPacket{Offset: 1 << 30, Length: 1 << 30, Actual: 1 << 30}), ErrProtocol},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			for kind, pair := range pairs {
+				t.Run(kind, func(t *testing.T) {
+					noLeaks(t)
+					p := importPeer(t, pair, ImportOptions{})
+					u := p.submit(tt.urb)
+					go func() {
+						c := p.recvCmdSubmit()
+						if c.Direction == DirOut {
+							p.recv(int(c.Length))
+						}
+						p.recv(int(c.Packets) * IsoPacketSize)
+						p.send(tt.answer(c.Seq))
+						if !errors.Is(tt.want, ErrProtocol) {
+							p.conn.Close()
+						}
+					}()
+					<-p.imp.Gone()
+					select {
+					case <-u.done:
+					default:
+						t.Fatal("Gone before the last Complete")
+					}
+					if u.Status != usb.StatusNoDevice || u.Actual != 0 {
+						t.Errorf("transfer ended with %v, %d bytes", u.Status, u.Actual)
+					}
+					wantIs(t, p.imp.Err(), tt.want)
+					wantIs(t, p.imp.Submit(&tt.urb), usb.ErrGone)
+				})
+			}
+		})
+	}
+}
+
+// TestImporterTolerates lists what servers do that other importers live with.
+func TestImporterTolerates(t *testing.T) {
+	cancelled := func(p *importedPeer, u *submitted) {
+		p.t.Helper()
+		<-u.done
+		if u.Status != usb.StatusCancelled {
+			p.t.Errorf("transfer ended with %v", u.Status)
+		}
+	}
+	// cancel submits a transfer and cancels it; the peer has read both.
+	cancel := func(p *importedPeer) (u *submitted, submit, unlink uint32) {
+		p.t.Helper()
+		u = p.submit(bulkInURB(8))
+		submit = p.recvCmdSubmit().Seq
+		p.imp.Cancel(&u.URB)
+		c := p.recvCmdUnlink()
+		if c.Unlink != submit {
+			p.t.Fatalf("unlink of %d, want %d", c.Unlink, submit)
+		}
+		return u, submit, c.Seq
+	}
+	tests := map[string]func(*importedPeer){
+		"packets -1 in a bulk answer": func(p *importedPeer) {
+			u := p.submit(bulkInURB(8))
+			p.send(retSubmitPDU(RetSubmit{Seq: p.recvCmdSubmit().Seq, Packets: -1, Actual: 1}, []byte{7}))
+			<-u.done
+			if u.Status != usb.StatusOK || u.Actual != 1 || u.Buffer[0] != 7 {
+				p.t.Errorf("transfer ended with %v, %d bytes", u.Status, u.Actual)
+			}
+		},
+		"a status that is no errno": func(p *importedPeer) {
+			u := p.submit(bulkInURB(8))
+			p.send(retSubmitPDU(RetSubmit{Seq: p.recvCmdSubmit().Seq, Status: 99}, nil))
+			if <-u.done; u.Status != 99 {
+				p.t.Errorf("transfer ended with %v", u.Status)
+			}
+		},
+		"OUT data sent back": func(p *importedPeer) {
+			for _, n := range []int{5, 48, 1000, 40e3} {
+				u := p.submit(bulkOutURB(n))
+				seq := p.recvCmdSubmit().Seq
+				p.recv(n)
+				p.send(retSubmitPDU(RetSubmit{Seq: seq, Actual: int32(n)}, bytes.Repeat([]byte{0xaa}, n)))
+				<-u.done
+				p.works()
+			}
+		},
+		"fewer isochronous packets than asked": func(p *importedPeer) {
+			u := p.submit(isoInURB(4, 4))
+			seq := p.recvCmdSubmit().Seq
+			p.recv(2 * IsoPacketSize)
+			p.send(retSubmitPDU(RetSubmit{Seq: seq, Actual: 2, Packets: 1}, []byte("ab"), usb.IsoPacket{Actual: 2}))
+			<-u.done
+			if u.Packets[0].Actual != 2 || u.Packets[1].Actual != 0 || u.Packets[1].Status != usb.StatusXDev {
+				p.t.Errorf("packets %+v", u.Packets)
+			}
+		},
+		"RET_UNLINK for nothing": func(p *importedPeer) { p.send(retUnlinkPDU(1234, usb.StatusCancelled)) },
+		"RET_UNLINK with the number of a submit": func(p *importedPeer) {
+			u := p.submit(bulkInURB(8))
+			seq := p.recvCmdSubmit().Seq
+			p.send(retUnlinkPDU(seq, usb.StatusCancelled), retSubmitPDU(RetSubmit{Seq: seq}, nil))
+			if <-u.done; u.Status != usb.StatusOK {
+				p.t.Errorf("transfer ended with %v", u.Status)
+			}
+		},
+		"cancelled": func(p *importedPeer) {
+			u, _, unlink := cancel(p)
+			p.send(retUnlinkPDU(unlink, usb.StatusCancelled))
+			cancelled(p, u)
+		},
+		"cancelled, with ENOENT": func(p *importedPeer) {
+			u, _, unlink := cancel(p)
+			p.send(retUnlinkPDU(unlink, usb.StatusUnlinked))
+			if <-u.done; u.Status != usb.StatusUnlinked {
+				p.t.Errorf("transfer ended with %v", u.Status)
+			}
+		},
+		"RET_UNLINK twice": func(p *importedPeer) {
+			u, _, unlink := cancel(p)
+			p.send(retUnlinkPDU(unlink, usb.StatusCancelled), retUnlinkPDU(unlink, usb.StatusCancelled))
+			cancelled(p, u)
+		},
+		"over before it was cancelled": func(p *importedPeer) {
+			u, submit, unlink := cancel(p)
+			p.send(retSubmitPDU(RetSubmit{Seq: submit, Actual: 3}, []byte("abc")), retUnlinkPDU(unlink, 0))
+			if <-u.done; u.Status != usb.StatusOK || u.Actual != 3 {
+				p.t.Errorf("transfer ended with %v, %d bytes", u.Status, u.Actual)
+			}
+		},
+		"over, and then cancelled as well": func(p *importedPeer) {
+			u, submit, unlink := cancel(p)
+			p.send(retSubmitPDU(RetSubmit{Seq: submit}, nil), retUnlinkPDU(unlink, usb.StatusCancelled))
+			if <-u.done; u.Status != usb.StatusOK {
+				p.t.Errorf("transfer ended with %v", u.Status)
+			}
+		},
+		"over, and the unlink never answered": func(p *importedPeer) {
+			u, submit, _ := cancel(p)
+			p.send(retSubmitPDU(RetSubmit{Seq: submit}, nil))
+			<-u.done
+		},
+		"RET_UNLINK with the outcome in place of a RET_SUBMIT": func(p *importedPeer) {
+			u, _, unlink := cancel(p)
+			p.send(retUnlinkPDU(unlink, usb.StatusStall))
+			if <-u.done; u.Status != usb.StatusStall {
+				p.t.Errorf("transfer ended with %v", u.Status)
+			}
+		},
+		"RET_UNLINK 0 without a RET_SUBMIT": func(p *importedPeer) {
+			for range 2 * maxLate {
+				u, _, unlink := cancel(p)
+				p.send(retUnlinkPDU(unlink, 0))
+				cancelled(p, u)
+			}
+		},
+		"RET_UNLINK 0 ahead of the RET_SUBMIT": func(p *importedPeer) {
+			u, submit, unlink := cancel(p)
+			p.send(retUnlinkPDU(unlink, 0))
+			cancelled(p, u)
+			p.send(retSubmitPDU(RetSubmit{Seq: submit, Actual: 8}, make([]byte, 8)))
+		},
+		"cancelled twice": func(p *importedPeer) {
+			u, _, unlink := cancel(p)
+			p.imp.Cancel(&u.URB)
+			p.send(retUnlinkPDU(unlink, usb.StatusCancelled))
+			cancelled(p, u)
+			p.imp.Cancel(&u.URB) // no longer in flight
+		},
+	}
+	for name, script := range tests {
+		t.Run(name, func(t *testing.T) {
+			for kind, pair := range pairs {
+				t.Run(kind, func(t *testing.T) {
+					noLeaks(t)
+					p := importPeer(t, pair, ImportOptions{})
+					script(p)
+					p.works()
+					p.imp.mu.Lock()
+					defer p.imp.mu.Unlock()
+					if n := len(p.imp.requests) - len(p.imp.late); n != 0 || p.imp.inFlight != 0 || p.imp.bytes != 0 {
+						t.Errorf("%d requests, %d URBs, %d bytes are left", n, p.imp.inFlight, p.imp.bytes)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestImporterLateAnswer shows that what follows the answer to a cancellation
+// ends the connection, as in Linux: the peer is not one to count with.
+func TestImporterLateAnswer(t *testing.T) {
+	noLeaks(t)
+	p := importPeer(t, tcpPair, ImportOptions{})
+	u := p.submit(bulkInURB(8))
+	submit := p.recvCmdSubmit().Seq
+	p.imp.Cancel(&u.URB)
+	p.send(retUnlinkPDU(p.recvCmdUnlink().Seq, usb.StatusCancelled), retSubmitPDU(RetSubmit{Seq: submit}, nil))
+	<-p.imp.Gone()
+	wantIs(t, p.imp.Err(), ErrProtocol)
+}
+
+// TestImporterUnlinkTimeout is the peer that goes on answering everything but
+// the cancellation.
+func TestImporterUnlinkTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := importPeer(t, pairs["pipe"], ImportOptions{UnlinkTimeout: time.Minute})
+		u, other := p.submit(bulkInURB(8)), p.submit(bulkInURB(8))
+		p.recvCmdSubmit()
+		p.recvCmdSubmit()
+		start := time.Now()
+		p.imp.Cancel(&u.URB)
+		p.recvCmdUnlink()
+		time.Sleep(time.Minute - 1)
+		p.works()
+		<-p.imp.Gone()
+		if d := time.Since(start); d != time.Minute {
+			t.Errorf("gone after %v", d)
+		}
+		wantIs(t, p.imp.Err(), os.ErrDeadlineExceeded)
+		<-u.done
+		<-other.done
+	})
+}
+
+// TestImporterOnlyUnlinksAnswered is the peer on which a kernel hangs: what
+// bounds it here is the caller's context.
+func TestImporterOnlyUnlinksAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		p := &peer{t: t, conn: conn}
+		go func() {
+			for {
+				b := make([]byte, HeaderSize)
+				if _, err := io.ReadFull(conn, b); err != nil {
+					return
+				}
+				if PeekCommand(b) == CommandUnlink {
+					p.send(retUnlinkPDU(ParseCmdUnlink(b).Seq, usb.StatusCancelled))
+				}
+			}
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
+		wantIs(t, err, context.DeadlineExceeded)
+		if d := time.Since(start); d != 3*time.Second {
+			t.Errorf("returned after %v", d)
+		}
+	})
+}
+
+// TestImporterSilentPeer is the one that answers IMPORT and nothing else.
+func TestImporterSilentPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		go io.Copy(io.Discard, conn)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
+		wantIs(t, err, os.ErrDeadlineExceeded) // of the unlink
+	})
+}
+
+// TestImporterPeerNeverReads shows that Submit does not wait for such a peer.
+func TestImporterPeerNeverReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := importPeer(t, pairs["pipe"], ImportOptions{Limits: Limits{Bytes: 80 << 10, URBs: 100}})
+		var all []*submitted
+		for range 3 {
+			all = append(all, p.submit(bulkOutURB(20<<10)))
+		}
+		u := bulkOutURB(20 << 10)
+		wantIs(t, p.imp.Submit(&u), usb.ErrTooMany)
+		for len(all) < 100 {
+			all = append(all, p.submit(bulkInURB(0)))
+		}
+		u = bulkInURB(0)
+		wantIs(t, p.imp.Submit(&u), usb.ErrTooMany)
+		<-p.imp.Gone()
+		wantIs(t, p.imp.Err(), errNotReading)
+		for _, u := range all {
+			<-u.done
+		}
+	})
+}
+
+// TestImporterAnswerBeforeData is the peer that answers a transfer whose data
+// it has not taken: its buffer is still being read.
+func TestImporterAnswerBeforeData(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := importPeer(t, pairs["pipe"], ImportOptions{})
+		u := p.submit(bulkOutURB(20 << 10))
+		seq := p.recvCmdSubmit().Seq
+		p.send(retSubmitPDU(RetSubmit{Seq: seq, Actual: 20 << 10}, nil))
+		synctest.Wait()
+		select {
+		case <-u.done:
+			t.Fatal("completed before its data was sent")
+		default:
+		}
+		p.recv(20 << 10)
+		if <-u.done; u.Status != usb.StatusOK {
+			t.Errorf("transfer ended with %v", u.Status)
+		}
+		p.works()
+	})
+}
+
+// TestImporterRefuses lists URBs that do not get as far as the wire.
+func TestImporterRefuses(t *testing.T) {
+	iso := func(p ...usb.IsoPacket) usb.URB {
+		return usb.URB{Type: usb.Isochronous, Endpoint: isoIn, Buffer: make([]byte, 100), Packets: p}
+	}
+	control := func(length uint16, data int) usb.URB {
+		return usb.URB{Setup: usb.Setup{RequestType: 0x80, Length: length}, Endpoint: 0x80, Buffer: make([]byte, data)}
+	}
+	tests := map[string]struct {
+		urb  usb.URB
+		want error
+	}{
+		"unknown endpoint":                   {usb.URB{Type: usb.Bulk, Endpoint: 0x85}, usb.ErrNoEndpoint},
+		"endpoint of another setting":        {usb.URB{Type: usb.Bulk, Endpoint: altIn}, usb.ErrNoEndpoint},
+		"control transfer to a bulk one":     {usb.URB{Type: usb.Control, Endpoint: bulkIn}, usb.ErrInvalid},
+		"bulk transfer to endpoint 0":        {usb.URB{Type: usb.Bulk, Endpoint: 0}, usb.ErrInvalid},
+		"isochronous transfer to a bulk one": {usb.URB{Type: usb.Isochronous, Endpoint: bulkIn, Packets: []usb.IsoPacket{{}}}, usb.ErrInvalid},
+		"bulk transfer to an isochronous":    {usb.URB{Type: usb.Bulk, Endpoint: isoIn}, usb.ErrInvalid},
+		"packets in a bulk transfer":         {usb.URB{Type: usb.Bulk, Endpoint: bulkIn, Packets: []usb.IsoPacket{{}}}, usb.ErrInvalid},
+		"control data longer than Length":    {control(4, 5), usb.ErrInvalid},
+		"control data shorter than Length":   {control(4, 3), usb.ErrInvalid},
+		"no packets":                         {iso(), usb.ErrInvalid},
+		"1025 packets":                       {iso(make([]usb.IsoPacket, 1025)...), usb.ErrInvalid},
+		"packet past the buffer":             {iso(usb.IsoPacket{Offset: 90, Length: 11}), usb.ErrInvalid},
+		"packet of negative length":          {iso(usb.IsoPacket{Length: -1}), usb.ErrInvalid},
+		"packet at a negative offset":        {iso(usb.IsoPacket{Offset: -1, Length: 1}), usb.ErrInvalid},
+		"packets that overlap":               {iso(usb.IsoPacket{Length: 10}, usb.IsoPacket{Offset: 9, Length: 1}), usb.ErrInvalid},
+		"more than all may have in flight":   {bulkInURB(DefaultBytes), usb.ErrTooMany},
+	}
+	p := importPeer(t, tcpPair, ImportOptions{})
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			tt.urb.Complete = func(*usb.URB) { panic("completed a URB that was refused") }
+			wantIs(t, p.imp.Submit(&tt.urb), tt.want)
+		})
+	}
+	p.works()
+}
+
+func TestImporterReset(t *testing.T) {
+	noLeaks(t)
+	reset := func(status usb.Status) error {
+		p := importPeer(t, tcpPair, ImportOptions{})
+		u := p.submit(bulkInURB(8))
+		p.recvCmdSubmit()
+		result := make(chan error)
+		go func() { result <- p.imp.Reset(t.Context()) }()
+		unlink := p.recvCmdUnlink()
+		p.send(retUnlinkPDU(unlink.Seq, usb.StatusCancelled))
+		c := p.recvCmdSubmit()
+		select {
+		case <-u.done:
+		default:
+			t.Error("the reset was sent before the transfer in flight was over")
+		}
+		if s := usb.ParseSetup(c.Setup); s != usb.PortReset() || c.Length != 0 || c.Direction != DirOut {
+			t.Errorf("reset as %+v", c)
+		}
+		p.send(retSubmitPDU(RetSubmit{Seq: c.Seq, Status: int32(status)}, nil))
+		err := <-result
+		if _, ok := p.imp.endpoints.Lookup(bulkIn); ok == (err == nil) {
+			t.Errorf("after a reset with the result %v the device is configured: %v", err, ok)
+		}
+		return err
+	}
+	must(t, reset(usb.StatusOK))
+	must(t, reset(usb.StatusStall))
+	wantIs(t, reset(usb.StatusProtocol), usb.StatusProtocol.Err())
+}
+
+func TestImporterResetGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := importPeer(t, pairs["pipe"], ImportOptions{UnlinkTimeout: time.Hour})
+		u := p.submit(bulkInURB(8))
+		p.recvCmdSubmit()
+		go p.recvCmdUnlink()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		wantIs(t, p.imp.Reset(ctx), context.DeadlineExceeded)
+		p.imp.Close()
+		<-u.done
+		wantIs(t, p.imp.Reset(t.Context()), usb.ErrGone)
+	})
+}
+
+func TestImporterEnumerationFails(t *testing.T) {
+	descriptor := func(b ...byte) func(CmdSubmit) []byte {
+		return func(c CmdSubmit) []byte {
+			b := b[:min(len(b), int(c.Length))]
+			return retSubmitPDU(RetSubmit{Seq: c.Seq, Actual: int32(len(b))}, b)
+		}
+	}
+	good := fakeDescriptors().Raw()
+	tests := map[string]func(CmdSubmit) []byte{
+		"device descriptor of nothing":  descriptor(),
+		"device descriptor cut":         descriptor(good.Device[:17]...),
+		"device descriptor of length 0": descriptor(append([]byte{0}, good.Device[1:]...)...),
+		"a stall": func(c CmdSubmit) []byte {
+			return retSubmitPDU(RetSubmit{Seq: c.Seq, Status: int32(usb.StatusStall)}, nil)
+		},
+		"configuration that is the device": descriptor(good.Device...),
+		"more data than asked for": func(c CmdSubmit) []byte {
+			return retSubmitPDU(RetSubmit{Seq: c.Seq, Actual: c.Length + 1}, make([]byte, c.Length+1))
+		},
+	}
+	for name, answer := range tests {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			conn, theirs := tcpPair(t)
+			p := &peer{t: t, conn: conn}
+			go func() {
+				for b := make([]byte, HeaderSize); ; {
+					if _, err := io.ReadFull(conn, b); err != nil {
+						return
+					}
+					p.send(answer(ParseCmdSubmit(b)))
+				}
+			}()
+			_, err := NewImporter(t.Context(), theirs, benchDevID, usb.SpeedHigh, nil)
+			if _, ok := errors.AsType[*OpError](err); !ok {
+				t.Errorf("error %v", err)
+			}
+			if _, err := theirs.Write([]byte{0}); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("the connection is open: %v", err)
+			}
+		})
+	}
+}
+
+func TestImporterSpeedUnknown(t *testing.T) {
+	conn, theirs := tcpPair(t)
+	_, err := NewImporter(t.Context(), theirs, benchDevID, usb.SpeedUnknown, nil)
+	wantIs(t, err, ErrProtocol)
+	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the connection is open: %v", err)
+	}
+}
