@@ -203,7 +203,7 @@ func TestExporterHandshakes(t *testing.T) {
 			conn := dial(t, addr).(*net.TCPConn)
 			_, err := conn.Write(tt.request)
 			must(t, err)
-			must(t, conn.CloseWrite())
+			conn.CloseWrite() // fails where the answer was to close
 			reply, _ := io.ReadAll(conn)
 			if tt.answer == OpOK {
 				if len(reply) != 0 {

@@ -31,6 +31,8 @@ type link struct {
 	r, w   int     // in.b[r:w] is read and not used yet
 	single [HeaderSize]byte
 
+	drainFunc func() // made once, so that starting it does not allocate
+
 	mu      sync.Mutex
 	err     error // why the link has ended
 	queue   []*buffer
@@ -38,6 +40,7 @@ type link struct {
 	queued  int            // bytes in queue and in the hands of a writer
 	held    bool           // the reader writes soon
 	writing bool           // somebody is writing
+	stalled *buffer        // what drain starts with
 	active  sync.WaitGroup // who is writing, and who closes conn
 	sent    sync.Cond      // a borrowed buffer was written, or the link failed
 }
@@ -45,6 +48,7 @@ type link struct {
 func (l *link) init(conn net.Conn, limits Limits) {
 	l.conn, l.limits = conn, limits.orDefaults()
 	l.sent.L = &l.mu
+	l.drainFunc = l.drain
 	l.raw.init(l)
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tuneTCP(tcp)
@@ -257,7 +261,8 @@ func (l *link) flush() {
 		l.mu.Lock()
 		if err == nil && b.lo < b.hi {
 			l.queued -= n - (b.hi - b.lo)
-			go l.drain(b)
+			l.stalled = b
+			go l.drainFunc()
 			return
 		}
 		l.written(b, n, err)
@@ -287,9 +292,10 @@ func (l *link) nextToWrite() *buffer {
 	return nil
 }
 
-// drain waits for the socket to take b and all that has come behind it.
-func (l *link) drain(b *buffer) {
-	for b != nil {
+// drain waits for the socket to take what stalled and all that has come behind
+// it.
+func (l *link) drain() {
+	for b := l.stalled; b != nil; {
 		n := b.hi - b.lo
 		err := l.writeAll(b)
 		l.mu.Lock()

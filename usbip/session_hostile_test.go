@@ -89,7 +89,8 @@ func TestSessionEnds(t *testing.T) {
 					if errors.Is(tt.want, io.ErrUnexpectedEOF) {
 						conn.Close()
 					}
-					if err := p.end(); !errors.Is(err, tt.want) {
+					// Who writes may see the end first.
+					if err := p.end(); !errors.Is(err, tt.want) && !errors.Is(err, io.ErrClosedPipe) {
 						t.Errorf("session ended with %v, want %v", err, tt.want)
 					}
 				})

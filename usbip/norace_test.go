@@ -1,0 +1,5 @@
+//go:build !race
+
+package usbip
+
+const raceEnabled = false

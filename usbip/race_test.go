@@ -1,0 +1,6 @@
+//go:build race
+
+package usbip
+
+// raceEnabled tells that sync.Pool forgets things at random.
+const raceEnabled = true
