@@ -19,6 +19,7 @@ const (
 	productSignpad     = 0x0003
 	productFingerprint = 0x0004
 	productSerial      = 0x0005
+	productDisk        = 0x0006
 
 	manufacturer = "usbns"
 	classVendor  = 0xff
@@ -35,6 +36,9 @@ type Options struct {
 	Speed usb.Speed
 	// Serial is the serial number; "" stands for "0001".
 	Serial string
+	// File is the file that a disk is made of, which takes what is written; ""
+	// is 64 MiB of memory.
+	File string
 }
 
 // speed is the one that was asked for, if it is at least the slowest at which
@@ -80,6 +84,7 @@ var kinds = []Kind{
 	{"signpad", "signature pad (HID pen)", func(o Options) (usb.Device, error) { return NewSignpad(o) }},
 	{"fingerprint", "fingerprint reader (vendor class)", func(o Options) (usb.Device, error) { return NewFingerprint(o) }},
 	{"serial", "serial adapter (CDC-ACM) that echoes", func(o Options) (usb.Device, error) { return NewSerial(o) }},
+	{"disk", "disk (bulk-only mass storage)", openDisk},
 	{"loopback", "echo for tests (vendor class)", func(o Options) (usb.Device, error) { return NewLoopback(o) }},
 }
 
@@ -93,6 +98,9 @@ func Open(kind string, o Options) (usb.Device, error) {
 		if k.Name != kind {
 			names = append(names, k.Name)
 			continue
+		}
+		if o.File != "" && k.Name != "disk" {
+			return nil, fmt.Errorf("make a %s: only a disk is made of a file", kind)
 		}
 		d, err := k.open(o)
 		if err != nil {
