@@ -82,7 +82,7 @@ func (c *Cache) Path(ctx context.Context, t Tree) (string, error) {
 		return dir, nil // another process was quicker
 	}
 	if err := c.fetch(ctx, t, nil); err != nil {
-		return "", fmt.Errorf("Debian packages for %s: %w", t.Name, err)
+		return "", fmt.Errorf("fetch Debian packages for %s: %w", t.Name, err)
 	}
 	return dir, nil
 }
@@ -98,10 +98,10 @@ func (c *Cache) Update(ctx context.Context, trees ...Tree) error {
 	for _, t := range trees {
 		have, err := readStamp(c.path(t))
 		if err != nil {
-			return fmt.Errorf("Debian packages for %s: %w", t.Name, err)
+			return fmt.Errorf("fetch Debian packages for %s: %w", t.Name, err)
 		}
 		if err := c.fetch(ctx, t, have); err != nil {
-			return fmt.Errorf("Debian packages for %s: %w", t.Name, err)
+			return fmt.Errorf("fetch Debian packages for %s: %w", t.Name, err)
 		}
 	}
 	return nil

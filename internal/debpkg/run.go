@@ -3,7 +3,6 @@ package debpkg
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,8 +46,8 @@ func output(ctx context.Context, dir, name string, args ...string) ([]byte, erro
 
 // pipe runs from | to.
 func pipe(ctx context.Context, from, to *exec.Cmd) error {
-	var fromErr, toErr bytes.Buffer
-	from.Stderr, to.Stderr = &fromErr, &toErr
+	var fromSaid, toSaid bytes.Buffer
+	from.Stderr, to.Stderr = &fromSaid, &toSaid
 	r, err := from.StdoutPipe()
 	if err != nil {
 		return err
@@ -57,9 +56,17 @@ func pipe(ctx context.Context, from, to *exec.Cmd) error {
 	if err := from.Start(); err != nil {
 		return err
 	}
-	err = complaint(ctx, to, to.Run(), &toErr)
+	toErr := complaint(ctx, to, to.Run(), &toSaid)
 	r.Close() // so that from ends as well if to ended early
-	return errors.Join(complaint(ctx, from, from.Wait(), &fromErr), err)
+	fromErr := complaint(ctx, from, from.Wait(), &fromSaid)
+	switch {
+	case fromErr == nil:
+		return toErr
+	case toErr == nil || ctx.Err() != nil:
+		return fromErr
+	default: // either may have failed because the other did
+		return fmt.Errorf("%w; %w", fromErr, toErr)
+	}
 }
 
 func complaint(ctx context.Context, cmd *exec.Cmd, err error, stderr *bytes.Buffer) error {

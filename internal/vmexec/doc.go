@@ -55,9 +55,12 @@
 // 2.8 s, and 6.12 0.7 s. The serial port of a PC carries 100 KB/s under
 // emulation, a virtio-serial port 1 MB of output in no time one could measure.
 //
-// The root over 9p needs no image to be built and costs 0.4 s, modules
-// included; files are those of the host's user. The whole tree as an initramfs
-// would have to be unpacked by each guest.
+// The root over 9p needs no image to be built and no memory; the first three
+// programs run from it take 0.5 s together. The same tree in the initramfs cost
+// each guest 0.6 s and 125 MB; a program run for the fiftieth time then takes
+// 29 ms, and 38 ms over 9p, which still asks the host at every open. Files
+// belong to whoever fetched them, so in the guest they may have another owner
+// than root; setuid bits are dropped for that reason.
 //
 // Ending QEMU from within by isa-debug-exit lost data: a write to a port
 // returns before QEMU has it. A guest ends itself only if it fails.
