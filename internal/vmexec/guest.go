@@ -58,7 +58,7 @@ func runGuest() error {
 			return err
 		}
 	}
-	if err := addUsers(); err != nil {
+	if err := finishRoot(); err != nil {
 		return err
 	}
 	if err := loopbackUp(); err != nil {
@@ -177,8 +177,8 @@ func enterRoot(modules []string) error {
 	return unix.Chdir("/")
 }
 
-// addUsers makes the files that the installation of base-passwd would.
-func addUsers() error {
+// finishRoot does what the installation of base-passwd and base-files would.
+func finishRoot() error {
 	for _, name := range []string{"passwd", "group"} {
 		text, err := os.ReadFile("/usr/share/base-passwd/" + name + ".master")
 		if err != nil {
@@ -188,7 +188,10 @@ func addUsers() error {
 			return err
 		}
 	}
-	return nil
+	if err := os.Remove("/var/run"); err != nil {
+		return err
+	}
+	return os.Symlink("/run", "/var/run")
 }
 
 func loopbackUp() error {

@@ -44,6 +44,18 @@ func TestGuestIsRootWithUsers(t *testing.T) {
 	}
 }
 
+// What a test starts itself.
+func TestGuestRunsUdev(t *testing.T) {
+	out, err := exec.Command("sh", "-ec", `
+		/lib/systemd/systemd-udevd --daemon
+		udevadm trigger
+		udevadm settle
+		udevadm info --query=property /dev/bus/usb/001/001`).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "\nDEVTYPE=usb_device\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func TestGuestMounts(t *testing.T) {
 	for dir, magic := range map[string]int64{
 		"/":              unix.OVERLAYFS_SUPER_MAGIC,
@@ -54,6 +66,7 @@ func TestGuestMounts(t *testing.T) {
 		"/dev/pts":       unix.DEVPTS_SUPER_MAGIC,
 		"/dev/shm":       unix.TMPFS_MAGIC,
 		"/run":           unix.TMPFS_MAGIC,
+		"/var/run":       unix.TMPFS_MAGIC,
 		"/tmp":           unix.TMPFS_MAGIC,
 	} {
 		var fs unix.Statfs_t

@@ -114,7 +114,7 @@ func environment(names []string) []string {
 	env := []string{
 		"HOME=/root",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"LC_ALL=C.UTF-8",
+		"LC_ALL=C",
 	}
 	for _, name := range append([]string{"GODEBUG", "GOTRACEBACK", "GOCOVERDIR"}, names...) {
 		if value, ok := os.LookupEnv(name); ok {
