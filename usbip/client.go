@@ -8,8 +8,6 @@ import (
 	"net"
 	"os"
 	"time"
-
-	"github.com/usbns/usbns/usb"
 )
 
 // MaxDevices is how many devices List accepts of one exporter.
@@ -176,11 +174,8 @@ func readReply(r io.Reader, code uint16) error {
 // handshake runs talk, which reads and writes conn, and ends it with ctx, or
 // when timeout is over and ctx has no deadline.
 func handshake(ctx context.Context, conn net.Conn, timeout time.Duration, talk func() error) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: no answer within %v", os.ErrDeadlineExceeded, timeout))
-		defer cancel()
-	}
+	ctx, cancel := withTimeout(ctx, timeout)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	err := talk()
 	if !stop() {
@@ -189,10 +184,10 @@ func handshake(ctx context.Context, conn net.Conn, timeout time.Duration, talk f
 	return err
 }
 
-// validSpeed refuses what no port takes.
-func validSpeed(s usb.Speed) error {
-	if !s.Valid() {
-		return protocolError("device of %v speed", s)
+// withTimeout leaves a ctx that has a deadline as it is.
+func withTimeout(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return ctx, func() {}
 	}
-	return nil
+	return context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%w: no answer within %v", os.ErrDeadlineExceeded, timeout))
 }

@@ -77,15 +77,16 @@ var requestPool = sync.Pool{New: func() any { return new(request) }}
 
 // NewImporter makes a usb.Device of a connection past IMPORT: one on which
 // [RequestImport] succeeded, here or in another process. Unless opts brings
-// them it reads the device's descriptors, in the time ctx gives.
+// them it reads the device's descriptors, in the time ctx gives, or else in
+// DefaultEnumerationTimeout.
 //
 // conn belongs to the Importer from here on, and is closed if NewImporter
 // fails. Only a *net.TCPConn or *net.UnixConn has the full speed. Errors are of
 // type [*OpError].
 func NewImporter(ctx context.Context, conn net.Conn, devid uint32, speed usb.Speed, opts *ImportOptions) (*Importer, error) {
-	if err := validSpeed(speed); err != nil {
+	if !speed.Valid() {
 		conn.Close()
-		return nil, opError("import", conn, "", err)
+		return nil, opError("import", conn, "", protocolError("device of %v speed", speed))
 	}
 	if opts == nil {
 		opts = &ImportOptions{}
@@ -100,25 +101,31 @@ func NewImporter(ctx context.Context, conn net.Conn, devid uint32, speed usb.Spe
 	}
 	i.init(conn, opts.Limits)
 	go i.read()
-	if err := i.enumerate(ctx, opts.Descriptors); err != nil {
-		if cause := i.Err(); cause != nil {
-			err = cause
+	i.descriptors = opts.Descriptors
+	if i.descriptors == nil {
+		if err := i.enumerate(ctx); err != nil {
+			i.Close()
+			return nil, opError("import", conn, "", err)
 		}
-		i.Close()
-		return nil, opError("import", conn, "", err)
 	}
+	i.endpoints = usb.NewEndpoints(i.descriptors)
 	return i, nil
 }
 
-func (i *Importer) enumerate(ctx context.Context, known *usb.Descriptors) error {
-	if known == nil {
-		var err error
-		if known, err = usb.ReadDescriptors(ctx, i); err != nil {
-			return err
-		}
+// enumerate ends with ctx even where the peer does not answer cancellations.
+func (i *Importer) enumerate(ctx context.Context) error {
+	ctx, cancel := withTimeout(ctx, DefaultEnumerationTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { i.fail(context.Cause(ctx)) })
+	var err error
+	i.descriptors, err = usb.ReadDescriptors(ctx, i)
+	if !stop() {
+		return context.Cause(ctx)
 	}
-	i.descriptors, i.endpoints = known, usb.NewEndpoints(known)
-	return nil
+	if cause := i.Err(); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }
 
 // Speed is the speed the exporter told.

@@ -375,14 +375,27 @@ func TestImporterOnlyUnlinksAnswered(t *testing.T) {
 
 // TestImporterSilentPeer is the one that answers IMPORT and nothing else.
 func TestImporterSilentPeer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		conn, theirs := net.Pipe()
-		go io.Copy(io.Discard, conn)
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
-		wantIs(t, err, os.ErrDeadlineExceeded) // of the unlink
-	})
+	for name, timeout := range map[string]time.Duration{"deadline": 3 * time.Second, "default": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn, theirs := net.Pipe()
+				go io.Copy(io.Discard, conn)
+				ctx, want := t.Context(), DefaultEnumerationTimeout
+				if timeout > 0 {
+					want = timeout
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeoutCause(ctx, timeout, os.ErrDeadlineExceeded)
+					defer cancel()
+				}
+				start := time.Now()
+				_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
+				wantIs(t, err, os.ErrDeadlineExceeded)
+				if d := time.Since(start); d != want {
+					t.Errorf("returned after %v, want %v", d, want)
+				}
+			})
+		})
+	}
 }
 
 // TestImporterPeerNeverReads shows that Submit does not wait for such a peer.

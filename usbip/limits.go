@@ -21,13 +21,14 @@ type Limits struct {
 
 // Defaults of Limits and options.
 const (
-	DefaultURBs             = 1024
-	DefaultBytes            = 16 << 20
-	DefaultWriteTimeout     = 30 * time.Second
-	DefaultUnlinkTimeout    = 5 * time.Second
-	DefaultResetTimeout     = 5 * time.Second
-	DefaultHandshakeTimeout = 10 * time.Second
-	DefaultHandshakes       = 64
+	DefaultURBs               = 1024
+	DefaultBytes              = 16 << 20
+	DefaultWriteTimeout       = 30 * time.Second
+	DefaultUnlinkTimeout      = 5 * time.Second
+	DefaultResetTimeout       = 5 * time.Second
+	DefaultHandshakeTimeout   = 10 * time.Second
+	DefaultHandshakes         = 64
+	DefaultEnumerationTimeout = 30 * time.Second // some dozens of round trips
 )
 
 func (l Limits) orDefaults() Limits {
@@ -49,4 +50,4 @@ func orDefault[T int | time.Duration](v, def T) T {
 // carry no data, of which a peer can cause any number.
 const slack = 1 << 20
 
-var errNotReading = errors.New("peer does not read what it asked for")
+var errNotReading = errors.New("peer does not read what is sent to it")

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package usbip
+
+import "net"
+
+func setUserTimeout(*net.TCPConn) {}
