@@ -36,20 +36,18 @@ func runGuest() error {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return err
 	}
-	modules := make([][]byte, len(s.Modules))
-	for i, name := range s.Modules {
-		// The initramfs is out of reach once the root is another.
-		if modules[i], err = os.ReadFile(name); err != nil {
-			return err
-		}
-	}
-	if err := enterRoot(s.Base); err != nil {
+	initramfs, err := os.OpenRoot("/") // which later is another
+	if err != nil {
 		return err
 	}
-	for i, data := range modules {
-		if err := unix.InitModule(data, ""); err != nil {
-			return fmt.Errorf("load module %s: %w", filepath.Base(s.Modules[i]), err)
-		}
+	if err := loadModules(initramfs, s.Base); err != nil {
+		return err
+	}
+	if err := enterRoot(); err != nil {
+		return err
+	}
+	if err := loadModules(initramfs, s.Modules); err != nil {
+		return err
 	}
 	// The directory comes with the module.
 	const config = "/sys/kernel/config"
@@ -89,6 +87,19 @@ func runGuest() error {
 	return err
 }
 
+func loadModules(initramfs *os.Root, names []string) error {
+	for _, name := range names {
+		data, err := initramfs.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if err := unix.InitModule(data, ""); err != nil {
+			return fmt.Errorf("load module %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 type mount struct {
 	source, target, fstype string
 	flags                  uintptr
@@ -117,16 +128,7 @@ func mountAll(mounts []mount) error {
 // enterRoot makes the Debian tree of the host, with what the host carries here
 // laid over it, the root of this process and all that come from it. What is
 // written there stays in memory.
-func enterRoot(modules []string) error {
-	for _, name := range modules {
-		data, err := os.ReadFile(name)
-		if err != nil {
-			return err
-		}
-		if err := unix.InitModule(data, ""); err != nil {
-			return fmt.Errorf("load module %s: %w", filepath.Base(name), err)
-		}
-	}
+func enterRoot() error {
 	const root = "/root"
 	if err := os.MkdirAll(carryPath, 0o755); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ import (
 // defaultGrace is below the minute after which go test kills vmexec.
 const defaultGrace = 30 * time.Second
 
-// guestModules give the guest its root and its wires.
+// guestModules give the guest its root and its wire.
 var guestModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
 // A host runs tests in guests.
@@ -173,7 +174,7 @@ func (h *host) initramfs(in installation, n needs, s spec, binary string) (_ *os
 		}
 	}
 	for _, c := range carry {
-		if err := archive.tree(path.Join(carryPath, filepath.ToSlash(c.dst)), c.src); err != nil {
+		if err := archive.tree(path.Join(carryPath, mergedUsr(c.dst)), c.src); err != nil {
 			return nil, err
 		}
 	}
@@ -187,6 +188,17 @@ func (h *host) initramfs(in installation, n needs, s spec, binary string) (_ *os
 		archive.close(),
 		buf.Flush(),
 	)
+}
+
+// mergedUsr follows the symlinks from / to /usr: a directory in their place would
+// hide what they lead to.
+func mergedUsr(path string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	switch first {
+	case "bin", "sbin", "lib", "lib64":
+		return "/usr" + path
+	}
+	return path
 }
 
 // checkStatic refuses a program that would need the host's libraries.

@@ -63,7 +63,7 @@ func openKernel(ctx context.Context, tree, tools string) (*kernel, error) {
 // beside it once. QEMU enters it directly; a kernel that uncompresses itself
 // under emulation takes one to three seconds more for each guest.
 func uncompressed(ctx context.Context, bzImage, tools string) (string, error) {
-	image := strings.Replace(bzImage, "vmlinuz", "vmlinux", 1)
+	image := filepath.Join(filepath.Dir(bzImage), "vmlinux")
 	if _, err := os.Stat(image); err == nil {
 		return image, nil
 	}

@@ -36,6 +36,7 @@ const (
 )
 
 func (m *machine) command(ctx context.Context) *exec.Cmd {
+	// An oops is a panic, and a panic a reboot, which ends QEMU.
 	kernelArgs := "console=ttyS0 panic=-1 oops=panic mitigations=off"
 	if !m.console {
 		kernelArgs += " loglevel=4"
@@ -48,7 +49,7 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 		"-chardev", fmt.Sprintf("file,id=console,path=/dev/fd/%d", consoleFD), "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("file,id=wire,path=/dev/fd/%d", wireFD),
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=wire,name=" + wireName,
-		"-fsdev", "local,id=root,security_model=none,readonly=on,path=" + m.root, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
+		"-fsdev", "local,id=root,security_model=none,readonly=on,path=" + strings.ReplaceAll(m.root, ",", ",,"), "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
 	}
 	cmd := debpkg.Command(ctx, m.tools, "usr/bin/qemu-system-x86_64", append(args, m.extra...)...)
 	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(m.tools, "usr/lib/x86_64-linux-gnu/qemu"))

@@ -3,7 +3,7 @@
 //vmexec:modules dummy_hcd
 //vmexec:qemu -device qemu-xhci -device usb-kbd
 //vmexec:env VMEXEC_TEST_VARIABLE
-//vmexec:file ../carried:/opt/carried
+//vmexec:file ../carried:/opt/carried ../carried/sub:/bin/carried
 package behaviour
 
 import (
@@ -62,6 +62,8 @@ func TestSurroundings(t *testing.T) {
 	for path, want := range map[string]string{
 		"testdata/greeting":                   "hello\n",
 		"/opt/carried/sub/file":               "carried\n",
+		"/usr/bin/carried/file":               "carried\n",
+		"/bin/sh":                             "", // still there
 		"/opt/carried/link":                   "carried\n",
 		"/sys/module/dummy_hcd/refcnt":        "0\n",
 		"/sys/class/net/lo/operstate":         "unknown\n", // what lo shows when it is up
