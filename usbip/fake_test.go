@@ -57,7 +57,6 @@ type fakeDevice struct {
 	waiting []*usb.URB
 	arrived chan *usb.URB // URBs that wait, if not nil
 	resets  int
-	seen    []usb.URB // URBs as they were at Submit
 	gone    chan struct{}
 	isGone  bool
 }

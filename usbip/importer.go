@@ -312,8 +312,8 @@ func (i *Importer) Reset(ctx context.Context) error {
 		return err
 	}
 	_, err := usb.ControlTransfer(ctx, i, usb.PortReset(), nil)
-	// Linux before 6.11 resets the device and then passes the request on to
-	// it, which stalls.
+	// Until late in 2024 Linux reset the device and then passed the request
+	// on to it as well, which stalls.
 	if err != nil && !errors.Is(err, usb.StatusStall.Err()) {
 		return err
 	}

@@ -10,8 +10,6 @@ import (
 // sum of these (see setUserTimeout).
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
-const userTimeout = 30 * time.Second
-
 // tuneTCP is best effort: a connection without it works as well.
 func tuneTCP(c *net.TCPConn) {
 	c.SetNoDelay(true)

@@ -3,7 +3,10 @@ package usbip
 import (
 	"net"
 	"syscall"
+	"time"
 )
+
+const userTimeout = 30 * time.Second
 
 // tcpUserTimeout is TCP_USER_TIMEOUT of include/uapi/linux/tcp.h.
 const tcpUserTimeout = 18

@@ -309,3 +309,16 @@ func TestGoldenBytes(t *testing.T) {
 		}
 	}
 }
+
+func TestDial(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for addr, want := range map[string]string{
+		"host": "host:3240", "host:99": "host:99", "10.0.0.1": "10.0.0.1:3240", "::1": "[::1]:3240", "[::1]": "[::1]:3240", "[::1]:99": "[::1]:99",
+	} {
+		_, err := Dial(ctx, addr)
+		if e, ok := errors.AsType[*OpError](err); !ok || e.Op != "dial" || e.Peer != want {
+			t.Errorf("Dial %q: %v", addr, err)
+		}
+	}
+}

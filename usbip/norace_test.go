@@ -1,5 +1,0 @@
-//go:build !race
-
-package usbip
-
-const raceEnabled = false
