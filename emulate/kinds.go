@@ -20,6 +20,7 @@ const (
 	productFingerprint = 0x0004
 	productSerial      = 0x0005
 	productDisk        = 0x0006
+	productAudio       = 0x0007
 
 	manufacturer = "usbns"
 	classVendor  = 0xff
@@ -85,6 +86,7 @@ var kinds = []Kind{
 	{"fingerprint", "fingerprint reader (vendor class)", func(o Options) (usb.Device, error) { return NewFingerprint(o) }},
 	{"serial", "serial adapter (CDC-ACM) that echoes", func(o Options) (usb.Device, error) { return NewSerial(o) }},
 	{"disk", "disk (bulk-only mass storage)", openDisk},
+	{"audio", "sound card (audio class 1.0) that records what it plays", func(o Options) (usb.Device, error) { return NewAudio(o) }},
 	{"loopback", "echo for tests (vendor class)", func(o Options) (usb.Device, error) { return NewLoopback(o) }},
 }
 

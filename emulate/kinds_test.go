@@ -34,12 +34,12 @@ func TestOpenRefuses(t *testing.T) {
 		kind string
 		o    Options
 	}{
-		`no device is called "toaster": there are scanner, signpad, fingerprint, serial, disk, loopback`: {"toaster", Options{}},
-		"make a loopback: it cannot run at low speed":                                                    {"loopback", Options{Speed: usb.SpeedLow}},
-		"make a scanner: it cannot run at wireless speed":                                                {"scanner", Options{Speed: usb.SpeedWireless}},
-		"make a scanner: only a disk is made of a file":                                                  {"scanner", Options{File: "x"}},
-		"make a disk: open /nonexistent/disk":                                                            {"disk", Options{File: "/nonexistent/disk"}},
-		"126":                                                                                            {"scanner", Options{Serial: strings.Repeat("9", 127)}},
+		`no device is called "toaster": there are scanner, signpad, fingerprint, serial, disk, audio, loopback`: {"toaster", Options{}},
+		"make a loopback: it cannot run at low speed":                                                           {"loopback", Options{Speed: usb.SpeedLow}},
+		"make a scanner: it cannot run at wireless speed":                                                       {"scanner", Options{Speed: usb.SpeedWireless}},
+		"make a scanner: only a disk is made of a file":                                                         {"scanner", Options{File: "x"}},
+		"make a disk: open /nonexistent/disk":                                                                   {"disk", Options{File: "/nonexistent/disk"}},
+		"126":                                                                                                   {"scanner", Options{Serial: strings.Repeat("9", 127)}},
 	} {
 		d, err := Open(c.kind, c.o)
 		if err == nil {
