@@ -31,22 +31,24 @@ test: lint cross fetch test-host test-guest ## Run every check and every test. N
 # The race detector needs cgo. What a shell command says of the compiler decides.
 compiles := printf '\#include <stdlib.h>\nint main(void) { return 0; }\n' | $$($(GO) env CC) -x c -o /dev/null - 2>/dev/null
 
+# Directories of test files in which grep finds something.
+tested = $(sort $(dir $(shell grep -rl --include='*_test.go' $1 . | grep -v /testdata/)))
+
+# Allocations are counted without the race detector, which allocates itself.
 test-host: ## Run the tests that need no guest, under the race detector.
 	@if $(compiles); then \
-		echo '$(GO) test -race ./...'; CGO_ENABLED=1 $(GO) test -race ./...; \
+		echo '$(GO) test -race ./...'; CGO_ENABLED=1 $(GO) test -race ./... && \
+		$(GO) test -run 'Allocate$$' $(call tested,AllocsPerRun); \
 	else \
 		echo 'not run: the race detector, which needs a C compiler (apt-get install gcc libc6-dev)'; \
 		test -z "$$CI" && $(GO) test ./...; \
 	fi
 
-# Packages with a test file for guests.
-guest_packages = $(sort $(dir $(shell grep -rl --include='*_test.go' '^//go:build guest$$' . | grep -v /testdata/)))
-
 test-guest: bin/usbns fetch ## Run the guest tests on kernels 6.12 and 6.1, or on KERNEL=6.12 alone.
 	@test -e bin/guests || exit 0; \
 	for kernel in $(KERNELS); do \
 		echo "guest tests on kernel $$kernel"; \
-		CGO_ENABLED=0 $(GO) test -p 2 -tags guest -run '^TestGuest' -exec "$(CURDIR)/bin/vmexec -kernel $$kernel" $(guest_packages) || exit; \
+		CGO_ENABLED=0 $(GO) test -p 2 -tags guest -run '^TestGuest' -exec "$(CURDIR)/bin/vmexec -kernel $$kernel" $(call tested,'^//go:build guest$$') || exit; \
 	done
 
 fetch: bin/vmexec ## Fetch QEMU, kernels and stock tools from Debian into the user's cache.
