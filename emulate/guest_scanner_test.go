@@ -5,7 +5,6 @@ package emulate_test
 import (
 	"encoding/binary"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/usbns/usbns/emulate"
@@ -33,8 +32,7 @@ const (
 // openInput opens the event file of an input device below g.
 func (g *guestDevice) openInput(t *testing.T) *os.File {
 	t.Helper()
-	event := filepath.Base(g.glob(t, "*:*/*/input/input*/event*"))
-	f, err := os.Open(filepath.Join("/dev/input", event))
+	f, err := os.Open(g.waitNode(t, "*:*/*/input/input*/event*", "/dev/input"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +23,7 @@ func TestGuestSerial(t *testing.T) {
 	for _, speed := range []usb.Speed{usb.SpeedFull, usb.SpeedHigh, usb.SpeedSuper} {
 		t.Run(speed.String(), func(t *testing.T) {
 			g := attach(t, "serial", emulate.Options{Speed: speed})
-			tty := openTTY(t, filepath.Join("/dev", filepath.Base(g.glob(t, "*:*/tty/ttyACM*"))))
+			tty := openTTY(t, g.waitNode(t, "*:*/tty/ttyACM*", "/dev"))
 			data := make([]byte, 1_000_000)
 			rand.NewChaCha8([32]byte{3}).Read(data)
 			sent := make(chan error, 1)

@@ -5,7 +5,6 @@ package emulate_test
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"unsafe"
@@ -41,7 +40,7 @@ func TestGuestSignpad(t *testing.T) {
 			t.Errorf("axis %d: value %d, maximum %d, resolution %d/mm; want 0, %d, %d", c.axis, value, max, resolution, c.max, c.resolution)
 		}
 	}
-	raw, err := os.Open(filepath.Join("/dev", filepath.Base(g.glob(t, "*:*/*/hidraw/hidraw*"))))
+	raw, err := os.Open(g.waitNode(t, "*:*/*/hidraw/hidraw*", "/dev"))
 	if err != nil {
 		t.Fatal(err)
 	}
