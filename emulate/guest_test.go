@@ -183,7 +183,7 @@ func isNoise(line string) bool {
 		return true
 	}
 	// Logged whenever a driver asks for the number of the frame: vhci has none.
-	if strings.HasSuffix(line, ": Not yet implemented") {
+	if strings.HasSuffix(line, ": Not yet implemented") || strings.HasPrefix(line, "vhci_get_frame_number: ") {
 		return true
 	}
 	// A machine that is emulated on a busy one.
