@@ -362,6 +362,22 @@ func TestCancelledFetchLeavesNothing(t *testing.T) {
 	checkEmpty(t, dir)
 }
 
+func TestFetchRemovesWhatAKilledOneLeft(t *testing.T) {
+	newRepository(t)
+	dir := t.TempDir()
+	left := filepath.Join(dir, ".fetch-123", "debs")
+	if err := os.MkdirAll(left, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := openCache(t, dir)
+	if _, err := c.Path(t.Context(), appTree); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Dir(left)); err == nil {
+		t.Error("it is still there")
+	}
+}
+
 func TestParseURIs(t *testing.T) {
 	got, err := parseURIs([]byte("'copy:/x/a_1%3a2-3_all.deb' a_1%3a2-3_all.deb 42 SHA256:00\n"))
 	if want := []deb{{"a", "1:2-3", 42}}; err != nil || !slices.Equal(got, want) {
