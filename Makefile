@@ -41,7 +41,7 @@ test-host: ## Run the tests that need no guest, under the race detector.
 		$(GO) test -run 'Allocate$$' $(call tested,AllocsPerRun); \
 	else \
 		echo 'not run: the race detector, which needs a C compiler (apt-get install gcc libc6-dev)'; \
-		test -z "$$CI" && $(GO) test ./...; \
+		test -z "$$CI" && CGO_ENABLED=0 $(GO) test ./...; \
 	fi
 
 test-guest: bin/usbns fetch ## Run the guest tests on kernels 6.12 and 6.1, or on KERNEL=6.12 alone.
