@@ -222,21 +222,18 @@ func (e *Exporter) serveConn(ctx context.Context, conn net.Conn) {
 	}
 	x, sctx, err := e.handshake(ctx, conn)
 	e.finish(conn)
-	if x == nil {
-		if err != nil {
-			e.event(Refused, conn, busidOf(err), unwrapOp(err))
-		}
-		return
-	}
-	if err == nil {
+	switch {
+	case x != nil && err == nil:
 		e.event(Imported, conn, x.busid, nil)
 		err = ServeDevice(sctx, conn, x.devID(), x.dev, &e.ServeOptions)
 		e.release(x, err)
 		e.event(Released, conn, x.busid, unwrapOp(err))
-		return
+	case x != nil:
+		e.release(x, nil)
+		e.event(Refused, conn, x.busid, unwrapOp(err))
+	case err != nil:
+		e.event(Refused, conn, busidOf(err), unwrapOp(err))
 	}
-	e.release(x, nil)
-	e.event(Refused, conn, x.busid, unwrapOp(err))
 }
 
 func busidOf(err error) string {
@@ -246,8 +243,9 @@ func busidOf(err error) string {
 	return ""
 }
 
-// handshake reads the request and answers it. It returns an export that the
-// connection now owns if the request was an IMPORT that could be fulfilled.
+// handshake reads the request and answers it. If that was an IMPORT which could
+// be granted it returns the export, which the connection now owns, and the
+// context that ends with the right to it.
 func (e *Exporter) handshake(ctx context.Context, conn net.Conn) (x *export, sctx context.Context, err error) {
 	hctx, cancel := context.WithTimeoutCause(ctx, orDefault(e.HandshakeTimeout, DefaultHandshakeTimeout), errNoRequest)
 	defer cancel()

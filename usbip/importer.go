@@ -159,7 +159,8 @@ func (i *Importer) Submit(u *usb.URB) error {
 	if err := i.check(u); err != nil {
 		return err
 	}
-	in := u.In()
+	// Linux wants control transfers without data to go OUT.
+	in := u.In() && (u.Type != usb.Control || len(u.Buffer) > 0)
 	charge := charge(len(u.Buffer), len(u.Packets))
 	i.mu.Lock()
 	switch {

@@ -303,6 +303,9 @@ func TestImporterTolerates(t *testing.T) {
 					if n := len(p.imp.requests) - len(p.imp.late); n != 0 || p.imp.inFlight != 0 || p.imp.bytes != 0 {
 						t.Errorf("%d requests, %d URBs, %d bytes are left", n, p.imp.inFlight, p.imp.bytes)
 					}
+					if n := len(p.imp.late); n > maxLate {
+						t.Errorf("%d late answers are expected", n)
+					}
 				})
 			}
 		})
@@ -320,6 +323,21 @@ func TestImporterLateAnswer(t *testing.T) {
 	p.send(retUnlinkPDU(p.recvCmdUnlink().Seq, usb.StatusCancelled), retSubmitPDU(RetSubmit{Seq: submit}, nil))
 	<-p.imp.Gone()
 	wantIs(t, p.imp.Err(), ErrProtocol)
+}
+
+// TestImporterUnlinkAnsweredAsSubmit takes the number of the one for the other.
+func TestImporterUnlinkAnsweredAsSubmit(t *testing.T) {
+	noLeaks(t)
+	p := importPeer(t, tcpPair, ImportOptions{})
+	u := p.submit(bulkInURB(8))
+	p.recvCmdSubmit()
+	p.imp.Cancel(&u.URB)
+	p.send(retSubmitPDU(RetSubmit{Seq: p.recvCmdUnlink().Seq, Actual: 8}, make([]byte, 8)))
+	<-p.imp.Gone()
+	wantIs(t, p.imp.Err(), ErrProtocol)
+	if <-u.done; u.Status != usb.StatusNoDevice {
+		t.Errorf("transfer ended with %v", u.Status)
+	}
 }
 
 // TestImporterUnlinkTimeout is the peer that goes on answering everything but

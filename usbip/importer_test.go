@@ -51,6 +51,14 @@ func TestImporterRefuses(t *testing.T) {
 	p.works()
 }
 
+func TestImporterControlWithoutData(t *testing.T) {
+	p := importPeer(t, tcpPair, ImportOptions{})
+	p.submit(usb.URB{Endpoint: usb.DirIn, Setup: usb.Setup{RequestType: 0xc0, Request: 5}})
+	if c := p.recvCmdSubmit(); c.Direction != DirOut || c.Flags != 0 {
+		t.Errorf("sent as %+v, Linux calls that bogus", c)
+	}
+}
+
 func TestImporterReset(t *testing.T) {
 	noLeaks(t)
 	reset := func(status usb.Status) error {

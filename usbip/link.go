@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -209,7 +210,7 @@ func (l *link) reserve(n int) []byte {
 	}
 	b := getBuffer(chunkSize)
 	b.hi, b.shared = n, true
-	l.queue = append(l.queue, b)
+	l.push(b)
 	return b.b[:n]
 }
 
@@ -226,6 +227,15 @@ func (l *link) send(b *buffer) {
 // enqueue queues b as it is.
 func (l *link) enqueue(b *buffer) {
 	l.count(b.hi - b.lo)
+	l.push(b)
+}
+
+// push moves the queue down before it would grow: it need not ever be empty.
+func (l *link) push(b *buffer) {
+	if l.head > 0 && len(l.queue) == cap(l.queue) {
+		l.queue = slices.Delete(l.queue, 0, l.head)
+		l.head = 0
+	}
 	l.queue = append(l.queue, b)
 }
 

@@ -125,11 +125,14 @@ func (s *session) serve(ctx context.Context) error {
 	stop()
 	close(ended)
 	watch.Wait()
-	err := s.end()
-	if s.err != io.EOF {
-		err = errors.Join(s.err, err)
+	reset := s.end()
+	switch {
+	case s.err == io.EOF:
+		return reset
+	case reset != nil:
+		return fmt.Errorf("%w; %w", s.err, reset)
 	}
-	return err
+	return s.err
 }
 
 // end takes the device back.
@@ -200,11 +203,7 @@ func (s *session) cmdSubmit(c CmdSubmit) error {
 		return err
 	}
 	if status != usb.StatusOK {
-		if err := s.discard(shape.follows(&c)); err != nil {
-			return err
-		}
-		s.refuse(&c, status)
-		return nil
+		return s.refuse(&c, shape, status)
 	}
 	if !t.urb.In() {
 		if err := noEOF(s.readFull(t.urb.Buffer)); err != nil {

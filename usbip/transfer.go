@@ -12,15 +12,6 @@ type shape struct {
 	packets int
 }
 
-// follows is the number of bytes behind c.
-func (sh shape) follows(c *CmdSubmit) int {
-	n := sh.packets * IsoPacketSize
-	if c.Direction == DirOut {
-		n += int(c.Length)
-	}
-	return n
-}
-
 // shape fails where it cannot be told how many bytes follow c: nothing behind
 // it can be understood then.
 func (s *session) shape(c *CmdSubmit) (shape, error) {
@@ -137,7 +128,7 @@ func (t *transfer) fill(c *CmdSubmit, sh shape) {
 }
 
 // readPackets reads the packets of an isochronous transfer, and tells whether
-// they fit it.
+// they fit it. If not, none is kept.
 func (s *session) readPackets(t *transfer, n int) (bool, error) {
 	t.packets = t.packets[:0]
 	for range n {
@@ -247,10 +238,31 @@ func (t *transfer) closeGaps() int {
 	return sum
 }
 
-// refuse answers a request that was not accepted.
-func (s *session) refuse(c *CmdSubmit, status usb.Status) {
-	r := RetSubmit{Seq: c.Seq, Status: int32(status)}
+// refuse answers a request that was not accepted, and reads what belongs to it.
+// Linux takes number, offsets and lengths of the packets from the answer, so
+// they are sent back.
+func (s *session) refuse(c *CmdSubmit, sh shape, status usb.Status) error {
+	if c.Direction == DirOut {
+		if err := s.discard(int(c.Length)); err != nil {
+			return err
+		}
+	}
+	b := getBuffer(HeaderSize + sh.packets*IsoPacketSize)
+	b.hi = HeaderSize + sh.packets*IsoPacketSize
+	packets := b.b[HeaderSize:b.hi]
+	if err := noEOF(s.readFull(packets)); err != nil {
+		b.free()
+		return err
+	}
+	for ; len(packets) > 0; packets = packets[IsoPacketSize:] {
+		p := ParseIsoPacket(packets)
+		p.Actual, p.Status = 0, status
+		PutIsoPacket(packets, p)
+	}
+	r := RetSubmit{Seq: c.Seq, Status: int32(status), Packets: int32(sh.packets)}
+	r.Put(b.b)
 	s.mu.Lock()
-	r.Put(s.reserve(HeaderSize))
+	s.send(b)
 	s.flush()
+	return nil
 }

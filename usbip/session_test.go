@@ -1,0 +1,101 @@
+package usbip
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/usbns/usbns/usb"
+)
+
+func TestSessionDeviceGone(t *testing.T) {
+	noLeaks(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
+	<-p.dev.arrived
+	p.dev.Close()
+	if r := p.recvRetSubmit(); usb.Status(r.Status) != usb.StatusNoDevice {
+		t.Errorf("answer %+v", r)
+	}
+	wantIs(t, <-p.ended, usb.ErrGone)
+}
+
+func TestSessionReset(t *testing.T) {
+	noLeaks(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
+	<-p.dev.arrived
+	p.send(submitPDU(2, 0, usb.PortReset(), nil, 0))
+	if r := p.recvRetSubmit(); r.Seq != 1 || usb.Status(r.Status) != usb.StatusShutdown {
+		t.Errorf("transfer in flight at the reset ended with %+v", r)
+	}
+	if r := p.recvRetSubmit(); r.Seq != 2 || r.Status != 0 {
+		t.Errorf("reset ended with %+v", r)
+	}
+	p.send(submitPDU(3, bulkIn, usb.Setup{}, nil, 8))
+	if r := p.recvRetSubmit(); usb.Status(r.Status) != usb.StatusStall {
+		t.Errorf("transfer to the unconfigured device ended with %+v", r)
+	}
+	conn.Close()
+	must(t, <-p.ended)
+	if n := p.dev.resetCount(); n != 2 {
+		t.Errorf("%d resets, want the peer's and that at the end", n)
+	}
+}
+
+// TestSessionResetHangs shows that a device that does not reset neither stops
+// the reader nor outlives the time it has.
+func TestSessionResetHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		p := &servedPeer{peer: peer{t: t, conn: conn}, dev: newFakeDevice(), ended: make(chan error, 1)}
+		p.dev.reset = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		go func() { p.ended <- ServeDevice(t.Context(), theirs, benchDevID, p.dev, nil) }()
+		p.configure()
+		p.send(submitPDU(1, 0, usb.PortReset(), nil, 0))
+		p.send(submitPDU(2, 0, usb.PortReset(), nil, 0))
+		if r := p.recvRetSubmit(); r.Seq != 2 || usb.Status(r.Status) != usb.StatusNoMemory {
+			t.Errorf("second reset: %+v", r)
+		}
+		if r := p.recvRetSubmit(); r.Seq != 1 || usb.Status(r.Status) != usb.StatusIO {
+			t.Errorf("first reset: %+v", r)
+		}
+		conn.Close()
+		if err := <-p.ended; !isResetError(err) {
+			t.Errorf("session ended with %v", err)
+		}
+	})
+}
+
+// TestSessionEndsDuringReset shows that the end does not wait for a reset that
+// nobody wants any more, but for its own.
+func TestSessionEndsDuringReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		p := &servedPeer{peer: peer{t: t, conn: conn}, dev: newFakeDevice(), ended: make(chan error, 1)}
+		p.dev.reset = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		opts := &ServeOptions{ResetTimeout: time.Minute}
+		go func() { p.ended <- ServeDevice(t.Context(), theirs, benchDevID, p.dev, opts) }()
+		p.configure()
+		p.send(submitPDU(1, 0, usb.PortReset(), nil, 0))
+		synctest.Wait()
+		start := time.Now()
+		conn.Close()
+		if err := <-p.ended; !isResetError(err) {
+			t.Errorf("session ended with %v", err)
+		}
+		if d := time.Since(start); d != time.Minute {
+			t.Errorf("session ended after %v", d)
+		}
+	})
+}
+
+func isResetError(err error) bool {
+	_, ok := errors.AsType[*ResetError](err)
+	return ok
+}
