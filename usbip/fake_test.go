@@ -52,6 +52,7 @@ type fakeDevice struct {
 	desc    *usb.Descriptors
 	respond func(*fakeDevice, *usb.URB) bool // takes u over by returning true
 	reset   func(context.Context) error
+	cancel  func(*usb.URB)
 
 	mu      sync.Mutex
 	waiting []*usb.URB
@@ -145,7 +146,12 @@ func (d *fakeDevice) finish(u *usb.URB, status usb.Status, data []byte) {
 	}
 }
 
-func (d *fakeDevice) Cancel(u *usb.URB) { d.finish(u, usb.StatusCancelled, nil) }
+func (d *fakeDevice) Cancel(u *usb.URB) {
+	d.finish(u, usb.StatusCancelled, nil)
+	if d.cancel != nil {
+		d.cancel(u)
+	}
+}
 
 func (d *fakeDevice) cancelAll(status usb.Status) {
 	d.mu.Lock()

@@ -24,6 +24,63 @@ func TestSessionDeviceGone(t *testing.T) {
 	wantIs(t, <-p.ended, usb.ErrGone)
 }
 
+// TestSessionBytesLimit shows that answers the peer has not taken count.
+func TestSessionBytesLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		p := servePeer(t, conn, theirs, hostileLimits)
+		for seq := range uint32(5) {
+			p.send(submitPDU(1+seq, bulkIn, usb.Setup{}, nil, 16<<10))
+		}
+		for seq := range uint32(5) {
+			r := p.recvRetSubmit()
+			if want := map[bool]usb.Status{true: usb.StatusOK, false: usb.StatusNoMemory}[seq < 3]; usb.Status(r.Status) != want {
+				t.Errorf("transfer %d: %+v, want %v", seq, r, want)
+			}
+			p.recv(int(r.Actual))
+		}
+		p.works()
+		conn.Close()
+		must(t, p.end())
+	})
+}
+
+// TestSessionCancelKeepsURB shows that a URB is not used again while the device
+// still holds it in Cancel, though it has completed.
+func TestSessionCancelKeepsURB(t *testing.T) {
+	noLeaks(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	p.dev.cancel = func(u *usb.URB) {
+		if u.Submitter.(*transfer).s == nil {
+			t.Error("the URB was given up")
+		}
+	}
+	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
+	<-p.dev.arrived
+	p.send(unlinkPDU(2, 1))
+	wantRetUnlink(p, 2, int32(usb.StatusCancelled))
+	conn.Close()
+	must(t, p.end())
+}
+
+// TestSessionUnknownIsochronous is a transfer to an endpoint of another
+// setting, behind whose request there are packets all the same.
+func TestSessionUnknownIsochronous(t *testing.T) {
+	noLeaks(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	p.control(usb.SetInterface(0, 1), nil)
+	p.send(isoSubmitPDU(1, isoIn, 20, nil, usb.IsoPacket{Length: 10}, usb.IsoPacket{Offset: 10, Length: 10}))
+	if r := p.recvRetSubmit(); usb.Status(r.Status) != usb.StatusStall || r.Packets != 2 {
+		t.Errorf("answer %+v", r)
+	}
+	p.recv(2 * IsoPacketSize)
+	p.works()
+	conn.Close()
+	must(t, p.end())
+}
+
 func TestSessionReset(t *testing.T) {
 	noLeaks(t)
 	conn, theirs := tcpPair(t)
