@@ -309,6 +309,7 @@ func TestExporterHandshakeTimeout(t *testing.T) {
 // keep others out.
 func TestExporterHandshakeFlood(t *testing.T) {
 	inBubble(t, &Exporter{Handshakes: 4}, func(t *testing.T, l *pipeListener, _ chan Event) {
+		start := time.Now()
 		var silent []net.Conn
 		for range 20 {
 			silent = append(silent, l.dial())
@@ -322,6 +323,9 @@ func TestExporterHandshakeFlood(t *testing.T) {
 			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 				t.Errorf("connection %d: %v", i, err)
 			}
+		}
+		if d := time.Since(start); d != 0 {
+			t.Errorf("only after %v", d)
 		}
 		for _, c := range append(silent, conn) {
 			c.Close()

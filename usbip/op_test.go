@@ -104,6 +104,11 @@ func TestList(t *testing.T) {
 			if must(t, err); len(list) != tt.n {
 				t.Errorf("%d devices, want %d", len(list), tt.n)
 			}
+			for _, d := range list {
+				if d.Speed != usb.SpeedHigh && d.Speed != usb.SpeedUnknown {
+					t.Errorf("%v", d.Speed)
+				}
+			}
 		})
 	}
 }
