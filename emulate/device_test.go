@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -163,18 +164,18 @@ func TestCancelOfHeadLetsTheNextThrough(t *testing.T) {
 
 func TestSetInterfaceEndsItsOwnTransfersOnly(t *testing.T) {
 	d := newDevice(t, never)
-	own, other := bulkIn(), &usb.URB{Endpoint: 0x82, Type: usb.Interrupt, Buffer: make([]byte, 8)}
-	a, b := begin(t, d, own), begin(t, d, other)
-	mustControl(t, d, usb.SetInterface(0, 0), nil)
-	select {
-	case <-a:
-	default:
-		t.Error("SET_INTERFACE completed before the transfers it ended")
+	var order []string
+	start := func(name string, u *usb.URB) {
+		u.Complete = func(*usb.URB) { order = append(order, name) }
+		if err := d.Submit(u); err != nil {
+			t.Fatal(err)
+		}
 	}
-	select {
-	case <-b:
-		t.Errorf("transfer of another interface ended with status %v", other.Status)
-	default:
+	start("own", bulkIn())
+	start("other", &usb.URB{Endpoint: 0x82, Type: usb.Interrupt, Buffer: make([]byte, 8)})
+	start("request", &usb.URB{Setup: usb.SetInterface(0, 0)})
+	if want := []string{"own", "request"}; !slices.Equal(order, want) {
+		t.Errorf("completed %q, want %q", order, want)
 	}
 	if err := d.Submit(bulkIn()); !errors.Is(err, usb.ErrNoEndpoint) {
 		t.Errorf("Submit to an endpoint of another setting: %v", err)

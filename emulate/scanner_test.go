@@ -219,6 +219,25 @@ func TestScanAbandonedLeavesNoKeyDown(t *testing.T) {
 	})
 }
 
+// A Scan that is cancelled when the host has taken everything has succeeded.
+func TestScanThatWasTakenSucceeds(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestScanner(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			result := make(chan error, 1)
+			go func() { result <- s.Scan(ctx, "1") }()
+			synctest.Wait()
+			h := poll(t, s) // takes it all before the other goroutine runs
+			cancel()
+			if err := <-result; err != nil {
+				t.Error(err)
+			}
+			h.stop()
+		})
+	}
+}
+
 // abandonScan cancels a Scan after the host has done something.
 func abandonScan(t *testing.T, s *Scanner, host func()) {
 	t.Helper()
