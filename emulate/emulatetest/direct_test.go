@@ -22,11 +22,14 @@ func open(kind string, speed usb.Speed) func(*testing.T) usb.Device {
 // testsFor returns the tests that fit a kind of device.
 func testsFor(kind string) map[string]emulatetest.Test {
 	tests := maps.Clone(emulatetest.Device)
-	if kind != "audio" { // which has isochronous endpoints only
-		maps.Copy(tests, emulatetest.Endpoints)
-	}
-	if kind == "loopback" {
+	switch kind {
+	case "audio": // has isochronous endpoints only
+		maps.Copy(tests, emulatetest.Audio)
+	case "loopback":
 		maps.Copy(tests, emulatetest.Loopback)
+		fallthrough
+	default:
+		maps.Copy(tests, emulatetest.Endpoints)
 	}
 	return tests
 }

@@ -7,8 +7,8 @@
 //	emulatetest.Run(t, emulatetest.Device, open)
 //
 // [Device] is for every device, [Endpoints] for those that have an endpoint to
-// put transfers to. The tests of [Loopback] need the loopback device of package emulate at the far
-// end and show that data gets through.
+// put transfers to. The tests of [Loopback] and [Audio] need the device of that
+// name of package emulate at the far end and show that data gets through.
 //
 // Nothing is expected to happen at once, or before anything else that the
 // contract does not put in order. Waiting is bounded only so that a hang

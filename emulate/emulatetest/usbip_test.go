@@ -70,5 +70,9 @@ func TestOverTCPAtOtherSpeeds(t *testing.T) {
 
 // Two exporters in a chain: the second one exports what it has imported.
 func TestOverTwo(t *testing.T) {
-	emulatetest.Run(t, testsFor("loopback"), overTCP(overTCP(open("loopback", usb.SpeedHigh))))
+	for _, kind := range []string{"loopback", "audio"} {
+		t.Run(kind, func(t *testing.T) {
+			emulatetest.Run(t, testsFor(kind), overTCP(overTCP(open(kind, usb.SpeedUnknown))))
+		})
+	}
 }
