@@ -158,7 +158,8 @@ func (a *Audio) changed() { a.cable.Reset() }
 // their last packet has come.
 type isoClock struct {
 	timer *time.Timer
-	due   time.Time
+	next  time.Time // when the first packet of the next transfer goes
+	due   time.Time // when the last packet of the one that waits has gone
 }
 
 // isoGap is how late a transfer may come and still belong to the stream, which
@@ -167,20 +168,28 @@ const isoGap = 100 * time.Millisecond
 
 func (c *isoClock) reached(u *usb.URB, d *Device) bool {
 	now := time.Now()
-	if u.Holder == c {
-		return !now.Before(c.due)
+	if u.Holder != c {
+		u.Holder = c
+		c.wait(u, d, now)
 	}
-	u.Holder = c
-	if now.Sub(c.due) > isoGap {
-		c.due = now
+	if now.Before(c.due) {
+		return false
 	}
-	c.due = c.due.Add(time.Duration(len(u.Packets)) * time.Millisecond)
-	wait := c.due.Sub(now)
-	if c.timer == nil {
-		a := u.Endpoint
-		c.timer = time.AfterFunc(wait, func() { d.Wake(a) })
-	} else {
-		c.timer.Reset(wait)
+	c.next = c.due
+	return true
+}
+
+// wait works out when a transfer will be due. One that was cancelled before that
+// has taken no time.
+func (c *isoClock) wait(u *usb.URB, d *Device, now time.Time) {
+	if now.Sub(c.next) > isoGap {
+		c.next = now
 	}
-	return wait <= 0
+	c.due = c.next.Add(time.Duration(len(u.Packets)) * time.Millisecond)
+	if c.timer != nil {
+		c.timer.Reset(c.due.Sub(now))
+		return
+	}
+	a := u.Endpoint
+	c.timer = time.AfterFunc(c.due.Sub(now), func() { d.Wake(a) })
 }

@@ -155,6 +155,26 @@ func TestAudioStreamMayPause(t *testing.T) {
 	})
 }
 
+// Transfers that are cancelled take no time.
+func TestAudioCancelTakesNoTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newTestAudio(t, usb.SetInterface(2, 1))
+		begin := time.Now()
+		for range 10 {
+			u := isoURB(audioIn, 8, audioPacket)
+			u.Complete = func(*usb.URB) {}
+			if err := a.Submit(u); err != nil {
+				t.Fatal(err)
+			}
+			a.Cancel(u)
+		}
+		<-stream(t, a, audioIn, audioPacket, 1, func(*usb.URB) {})
+		if took := time.Since(begin); took != 8*time.Millisecond {
+			t.Errorf("8 packets took %v", took)
+		}
+	})
+}
+
 func TestAudioStreamDoesNotAllocate(t *testing.T) {
 	a := newTestAudio(t, usb.SetInterface(1, 1), usb.SetInterface(2, 1))
 	done := make(chan struct{}, 2)
