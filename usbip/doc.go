@@ -85,12 +85,14 @@
 //
 // # Speed
 //
-// A session has one goroutine, which reads. Answers and requests are queued,
-// and written at once by whoever queued them, without waiting, so that a round
-// trip wakes nobody it does not have to; while the reader still has input at
-// hand it holds the writing back, and a burst of answers leaves in one write.
-// Only when the socket is full does a second goroutine wait for it. A session
-// with nothing to do holds no buffer. None of this allocates.
+// One goroutine of a connection reads; an exporter has another that waits for
+// the device to go. Answers and requests are queued, and written at once by
+// whoever queued them, without waiting, so that a round trip wakes nobody it
+// does not have to; while the reader still has input at hand it holds the
+// writing back, and a burst of answers leaves in one write. Only when the socket
+// is full does a goroutine of its own wait for it. A connection with nothing to
+// do holds no buffer. None of this allocates. The benchmarks set each role
+// beside a bare echo of the same messages.
 //
 // That needs a socket: a [*net.TCPConn] or [*net.UnixConn] on a Unix system.
 // All other connections work, with a goroutine for each burst of writing.
@@ -103,9 +105,11 @@
 // deadline for every message costs more than the message.
 //
 // Writing the header and the data of a large OUT transfer in two plain calls
-// sends two packets and wakes the peer twice. Copying the data behind the header
-// avoids that at the price of the copy; the flag that holds the header back
-// until the data follows (MSG_MORE) costs nothing.
+// sends two packets and wakes the peer twice, and copying the data behind the
+// header moves it once more than needed. The flag that holds the header back
+// until the data follows (MSG_MORE, on Linux) avoids both. The peer can then
+// answer before the writer has taken note that the data is gone: the reader
+// waits for that, since the URB must not complete while its buffer is in use.
 //
 // Completing a cancelled transfer at once, without waiting for the peer's
 // answer, would be quicker and wrong: a transfer that had succeeded would be

@@ -113,11 +113,15 @@ func (e *Exporter) Remove(ctx context.Context, busid string) error {
 	}
 }
 
-// find returns nil where there is none, and forgets devices that are gone. mu
-// is held.
-func (e *Exporter) find(busid string) *export {
+// present returns the devices that are not gone. mu is held.
+func (e *Exporter) present() []*export {
 	e.exports = slices.DeleteFunc(e.exports, func(x *export) bool { return isGone(x.dev) })
-	for _, x := range e.exports {
+	return e.exports
+}
+
+// find returns nil where there is none. mu is held.
+func (e *Exporter) find(busid string) *export {
+	for _, x := range e.present() {
 		if x.busid == busid {
 			return x
 		}
@@ -291,9 +295,8 @@ var (
 // in use as well.
 func (e *Exporter) devlist() []byte {
 	e.mu.Lock()
-	e.find("")
 	var free []*export
-	for _, x := range e.exports {
+	for _, x := range e.present() {
 		if x.user == nil {
 			free = append(free, x)
 		}
@@ -318,13 +321,13 @@ func (e *Exporter) claim(ctx, hctx context.Context, busid string) (*export, cont
 		err = fmt.Errorf("%w: %w", err, bad)
 	}
 	if err == nil && x.dirty {
-		if x.dev.Reset(hctx) != nil {
-			e.release(x, &ResetError{})
-			x, err = nil, OpDevError
+		if failed := x.dev.Reset(hctx); failed != nil {
+			e.release(x, &ResetError{failed})
+			err = fmt.Errorf("%w: %w", OpDevError, failed)
 		}
 	}
 	if err != nil {
-		errors.As(err, &h.Status)
+		h.Status, _ = errors.AsType[OpStatus](err)
 		return nil, nil, h.Append(nil), err
 	}
 	info := x.info()

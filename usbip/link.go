@@ -192,6 +192,7 @@ func (l *link) hold() {
 	l.mu.Unlock()
 }
 
+// release writes what hold has held back.
 func (l *link) release() {
 	l.mu.Lock()
 	l.held = false

@@ -112,6 +112,7 @@ func (s *session) serve(ctx context.Context) error {
 	watch.Go(func() {
 		select {
 		case <-s.dev.Gone():
+			s.release() // the last answers, if the socket takes them
 			s.fail(usb.ErrGone)
 		case <-ended:
 		}

@@ -32,6 +32,7 @@ func TestSessionBytesLimit(t *testing.T) {
 		for seq := range uint32(5) {
 			p.send(submitPDU(1+seq, bulkIn, usb.Setup{}, nil, 16<<10))
 		}
+		synctest.Wait()
 		for seq := range uint32(5) {
 			r := p.recvRetSubmit()
 			if want := map[bool]usb.Status{true: usb.StatusOK, false: usb.StatusNoMemory}[seq < 3]; usb.Status(r.Status) != want {
