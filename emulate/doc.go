@@ -2,12 +2,21 @@
 // the drivers of a stock kernel bind to them, over USB/IP or wherever a
 // [usb.Device] can go.
 //
-// Some are ready made: [NewScanner], [NewLoopback], or any of [Kinds] by its
-// name with [Open]. A device of one's own is a [Description] of what it says of
-// itself and a [Handler] for each of its endpoints; [New] adds what every device
-// must do by chapter 9 of the USB specification: descriptors, configurations,
-// settings, halts and the refusal of what it does not know. The example of the
-// package is such a device in full.
+// Some are ready made, by name with [Open] or by their constructors:
+//
+//	scanner      bar-code scanner, a HID keyboard      [Scanner]
+//	signpad      signature pad, a HID pen              [Signpad]
+//	fingerprint  fingerprint reader, vendor class      [Fingerprint]
+//	serial       serial adapter that echoes, CDC-ACM   [Serial]
+//	disk         bulk-only mass storage                [Disk]
+//	audio        sound card that records what it plays [Audio]
+//	loopback     echo for tests, vendor class          [Loopback]
+//
+// A device of one's own is a [Description] of what it says of itself and a
+// [Handler] for each of its endpoints; [New] adds what every device must do by
+// chapter 9 of the USB specification: descriptors, configurations, settings,
+// halts and the refusal of what it does not know. The example of the package is
+// such a device in full.
 //
 // # How a device works
 //
@@ -27,7 +36,8 @@
 // matters looks at [usb.FlagZeroPacket], as [Loopback] does.
 //
 // Nothing here waits for the frames of a bus: a transfer moves as soon as both
-// sides are ready, an interrupt endpoint is not held to its interval.
+// sides are ready, an interrupt endpoint is not held to its interval. Only the
+// streams of [Audio] keep time.
 //
 // # What it is not
 //
