@@ -37,8 +37,7 @@ func stream(t *testing.T, d usb.Device, a usb.Address, size, transfers int, each
 	t.Helper()
 	done := make(chan struct{})
 	started, completed := 0, 0
-	var submit func(*usb.URB)
-	submit = func(u *usb.URB) {
+	submit := func(u *usb.URB) {
 		if started == transfers {
 			return
 		}

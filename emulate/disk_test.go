@@ -148,8 +148,12 @@ func TestDiskReadsAndWrites(t *testing.T) {
 	for _, c := range []struct {
 		block, count, chunk int
 	}{
-		{0, 1, 512}, {7, 3, 4096}, {testBlocks - 1, 1, 512},
-		{0, 2048, 120 << 10}, {1, 1500, 16 << 10}, {3, 513, 1 << 20}, // more than a piece
+		{0, 1, 512},
+		{7, 3, 4096},
+		{testBlocks - 1, 1, 512},
+		{0, 2048, 120 << 10},
+		{1, 1500, 16 << 10},
+		{3, 513, 1 << 20}, // more than a piece
 	} {
 		n := c.count * DiskBlock
 		want := bytes.Clone(s.memory[c.block*DiskBlock:][:n])
