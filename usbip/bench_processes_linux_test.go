@@ -19,22 +19,46 @@ import (
 // on a CPU of their own each, as between two machines.
 func BenchmarkProcesses(b *testing.B) {
 	pin(b)
-	for _, n := range []int{1, 32} {
-		b.Run(fmt.Sprintf("exporter/inflight=%d", n), func(b *testing.B) {
-			ours := newBareClient(dialServer(b, "session"), control18(), HeaderSize+18, n)
+	for name, w := range wireLoads {
+		b.Run("exporter/"+name, func(b *testing.B) {
+			b.SetBytes(w.bytes)
+			ours := newBareClient(configured(b, dialServer(b, "session")), w.request, w.reply, w.inFlight)
 			ours.distinctSeqs()
-			bare := newBareClient(dialServer(b, "bare"), control18(), HeaderSize+18, n)
+			bare := newBareClient(dialServer(b, name), w.request, w.reply, w.inFlight)
 			compare(b, func(n int) { ours.run(b, n) }, func(n int) { bare.run(b, n) })
 		})
-		b.Run(fmt.Sprintf("importer/inflight=%d", n), func(b *testing.B) {
-			i, err := NewImporter(b.Context(), dialServer(b, "bare"), benchDevID, usb.SpeedHigh, &ImportOptions{Descriptors: fakeDescriptors()})
+		b.Run("importer/"+name, func(b *testing.B) {
+			b.SetBytes(w.bytes)
+			i, err := NewImporter(b.Context(), dialServer(b, name), benchDevID, usb.SpeedHigh, &ImportOptions{Descriptors: fakeDescriptors()})
 			must(b, err)
 			defer i.Close()
-			ours := newPump(i, n, usb.URB{Endpoint: usb.DirIn, Setup: usb.GetDescriptor(usb.DescDevice, 0, 0, 18), Buffer: make([]byte, 18)})
-			bare := newBareClient(dialServer(b, "bare"), control18(), HeaderSize+18, n)
+			i.endpoints.Observe(usb.SetConfiguration(1), usb.StatusOK)
+			ours := newPump(i, w.inFlight, w.urb)
+			bare := newBareClient(dialServer(b, name), w.request, w.reply, w.inFlight)
 			compare(b, func(n int) { ours.run(b, n) }, func(n int) { bare.run(b, n) })
 		})
 	}
+}
+
+// A wireLoad is a kind of transfer, as a URB and as messages.
+type wireLoad struct {
+	urb      usb.URB
+	request  []byte
+	reply    int // its size
+	inFlight int
+	bytes    int64
+}
+
+var wireLoads = map[string]wireLoad{
+	"control,1-in-flight":  controlLoad(1),
+	"control,32-in-flight": controlLoad(32),
+	"bulk-in":              {bulkInURB(bulkSize), submitPDU(1, bulkIn, usb.Setup{}, nil, bulkSize), HeaderSize + bulkSize, 4, bulkSize},
+	"bulk-out":             {bulkOutURB(bulkSize), submitPDU(1, bulkOut, usb.Setup{}, make([]byte, bulkSize), bulkSize), HeaderSize, 4, bulkSize},
+}
+
+func controlLoad(inFlight int) wireLoad {
+	urb := usb.URB{Endpoint: usb.DirIn, Setup: usb.GetDescriptor(usb.DescDevice, 0, 0, 18), Buffer: make([]byte, 18)}
+	return wireLoad{urb, control18(), HeaderSize + 18, inFlight, 0}
 }
 
 // pin keeps this process on the second CPU, until the benchmark is over.
@@ -97,9 +121,11 @@ func serve(kind string) error {
 	if err != nil {
 		return err
 	}
-	if kind == "bare" {
-		bareServer(conn, HeaderSize, retFor(18, 18))
+	if w, ok := wireLoads[kind]; ok {
+		bareServer(conn, len(w.request), retFor(len(w.urb.Buffer), w.reply-HeaderSize))
 		return nil
 	}
-	return ServeDevice(context.Background(), conn, benchDevID, newFakeDevice(), nil)
+	dev := newFakeDevice()
+	dev.respond = atOnce
+	return ServeDevice(context.Background(), conn, benchDevID, dev, nil)
 }

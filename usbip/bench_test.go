@@ -165,6 +165,11 @@ func serveOn(tb testing.TB, dev usb.Device, conn, theirs net.Conn) net.Conn {
 	done := make(chan error, 1)
 	go func() { done <- ServeDevice(tb.Context(), theirs, benchDevID, dev, nil) }()
 	tb.Cleanup(func() { conn.Close(); <-done })
+	return configured(tb, conn)
+}
+
+// configured chooses the configuration of the device behind conn.
+func configured(tb testing.TB, conn net.Conn) net.Conn {
 	newBareClient(conn, submitPDU(1, 0, usb.SetConfiguration(1), nil, 0), HeaderSize, 1).run(tb, 1)
 	return conn
 }
