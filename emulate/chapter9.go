@@ -56,7 +56,7 @@ func (d *Device) control(u *usb.URB) (done bool) {
 	case usb.ReqSetConfiguration:
 		return d.setConfiguration(u)
 	case usb.ReqGetInterface:
-		setting, ok := d.Alternate(uint8(s.Index))
+		setting, ok := d.setting(s.Index)
 		if !ok || !s.Is(usb.DirIn|usb.ToInterface, usb.ReqGetInterface) {
 			return Stall(u)
 		}
@@ -78,15 +78,15 @@ func (d *Device) getStatus(u *usb.URB) (done bool) {
 	case usb.DirIn | usb.ToDevice:
 		status = d.deviceStatus()
 	case usb.DirIn | usb.ToInterface:
-		if _, ok := d.Alternate(uint8(s.Index)); !ok {
+		if _, ok := d.setting(s.Index); !ok {
 			return Stall(u)
 		}
 	case usb.DirIn | usb.ToEndpoint:
-		a := usb.Address(s.Index)
-		if _, ok := d.endpoints.Lookup(a); !ok {
+		e, ok := d.endpoint(s.Index)
+		if !ok {
 			return Stall(u)
 		}
-		if d.halted(a) {
+		if d.halted(e.Address) {
 			status = 1
 		}
 	default:
@@ -121,7 +121,7 @@ func (d *Device) setFeature(u *usb.URB, on bool) (done bool) {
 	case usb.ToEndpoint:
 		return d.setHalt(u, on)
 	case usb.ToInterface:
-		if _, ok := d.Alternate(uint8(s.Index)); ok && d.speed.Super() && s.Value == featureFunctionSuspend {
+		if _, ok := d.setting(s.Index); ok && d.speed.Super() && s.Value == featureFunctionSuspend {
 			return Accept(u)
 		}
 	case usb.ToDevice:
@@ -140,18 +140,18 @@ func (d *Device) setFeature(u *usb.URB, on bool) (done bool) {
 // setHalt halts an endpoint, or makes it work again. Endpoint 0 has no halt
 // that would outlast a request, and isochronous endpoints have none at all.
 func (d *Device) setHalt(u *usb.URB, on bool) (done bool) {
-	a := usb.Address(u.Setup.Index)
-	e, ok := d.endpoints.Lookup(a)
+	e, ok := d.endpoint(u.Setup.Index)
 	if !ok || u.Setup.Value != usb.FeatureEndpointHalt || e.Type == usb.Isochronous {
 		return Stall(u)
 	}
-	if a.Number() == 0 {
+	if e.Address.Number() == 0 {
 		return Accept(u)
 	}
+	i := slot(e.Address)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.queues[slot(a)].halted = on
-	d.ready |= 1 << slot(a)
+	d.queues[i].halted = on
+	d.ready |= 1 << i
 	return Accept(u)
 }
 
@@ -199,6 +199,22 @@ func (d *Device) change(s usb.Setup, queues uint32) {
 	d.renew(queues, usb.StatusShutdown)
 	d.sweep(1)
 	d.tellChanged()
+}
+
+// setting and endpoint look up what the index of a request names, which has
+// nothing in its upper byte.
+func (d *Device) setting(index uint16) (uint8, bool) {
+	if index > 0xff {
+		return 0, false
+	}
+	return d.Alternate(uint8(index))
+}
+
+func (d *Device) endpoint(index uint16) (usb.Endpoint, bool) {
+	if index > 0xff {
+		return usb.Endpoint{}, false
+	}
+	return d.endpoints.Lookup(usb.Address(index))
 }
 
 func (d *Device) findInterface(number uint16) *usb.Interface {

@@ -247,8 +247,12 @@ func (d *Device) Wake(a usb.Address) {
 }
 
 // Halt stalls an endpoint until the host clears that. What is queued there
-// completes with usb.StatusStall. A handler gets the same with [Stall].
+// completes with usb.StatusStall. A handler gets the same with [Stall]. Endpoint
+// 0 is never halted.
 func (d *Device) Halt(a usb.Address) {
+	if a.Number() == 0 {
+		return
+	}
 	d.mu.Lock()
 	d.queues[slot(a)].halted = true
 	d.ready |= 1 << slot(a)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"runtime"
-	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -162,26 +161,6 @@ func TestCancelOfHeadLetsTheNextThrough(t *testing.T) {
 	}
 }
 
-func TestSetInterfaceEndsItsOwnTransfersOnly(t *testing.T) {
-	d := newDevice(t, never)
-	var order []string
-	start := func(name string, u *usb.URB) {
-		u.Complete = func(*usb.URB) { order = append(order, name) }
-		if err := d.Submit(u); err != nil {
-			t.Fatal(err)
-		}
-	}
-	start("own", bulkIn())
-	start("other", &usb.URB{Endpoint: 0x82, Type: usb.Interrupt, Buffer: make([]byte, 8)})
-	start("request", &usb.URB{Setup: usb.SetInterface(0, 0)})
-	if want := []string{"own", "request"}; !slices.Equal(order, want) {
-		t.Errorf("completed %q, want %q", order, want)
-	}
-	if err := d.Submit(bulkIn()); !errors.Is(err, usb.ErrNoEndpoint) {
-		t.Errorf("Submit to an endpoint of another setting: %v", err)
-	}
-}
-
 // A handler that stalls halts its endpoint, and control transfers never stay
 // halted.
 func TestStallHalts(t *testing.T) {
@@ -331,26 +310,6 @@ func TestResetEndsWithItsContext(t *testing.T) {
 			t.Errorf("Reset: %v", err)
 		}
 	})
-}
-
-func TestRemoteWakeupIsRemembered(t *testing.T) {
-	d := newDevice(t, never)
-	status := func() byte {
-		return mustControl(t, d, usb.Setup{RequestType: usb.DirIn, Request: usb.ReqGetStatus, Length: 2}, make([]byte, 2))[0]
-	}
-	if got := status(); got != 1 {
-		t.Errorf("status %d, want self-powered", got)
-	}
-	mustControl(t, d, usb.Setup{Request: usb.ReqSetFeature, Value: usb.FeatureDeviceRemoteWakeup}, nil)
-	if got := status(); got != 3 {
-		t.Errorf("status %d, want self-powered and remote wake-up", got)
-	}
-	if err := d.Reset(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if got := status(); got != 0 {
-		t.Errorf("status %d after a reset, want 0", got)
-	}
 }
 
 func TestNoGoroutineWhileIdle(t *testing.T) {

@@ -138,11 +138,11 @@ func (l *Loopback) control(u *usb.URB) (done bool) {
 	case s.In() || s.Index > 0xff:
 		return Stall(u)
 	case s.Request == LoopbackHalt:
-		a := usb.Address(s.Index)
-		if _, ok := l.endpoints.Lookup(a); !ok || a.Number() == 0 {
+		e, ok := l.endpoint(s.Index)
+		if !ok || e.Address.Number() == 0 {
 			return Stall(u)
 		}
-		l.Halt(a)
+		l.Halt(e.Address)
 		return Accept(u)
 	case s.Request == LoopbackDelay:
 		l.delays[slot(usb.Address(s.Index))] = time.Duration(s.Value) * time.Millisecond

@@ -12,43 +12,53 @@ import (
 	"github.com/usbns/usbns/usbip"
 )
 
+// serve exports a device as 1-1 until the test ends, and returns where.
+func serve(t *testing.T, addr string, d usb.Device) string {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &usbip.Exporter{OnEvent: func(ev usbip.Event) {
+		if ev.Err != nil {
+			t.Logf("exporter: %+v", ev)
+		}
+	}}
+	if err := e.Add("1-1", d); err != nil {
+		t.Fatal(err)
+	}
+	stop := errors.New("test is over")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- e.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel(stop)
+		if err := <-served; !errors.Is(err, stop) {
+			t.Errorf("Serve: %v", err)
+		}
+		d.Close()
+		<-d.Gone()
+	})
+	return l.Addr().String()
+}
+
+func importFrom(t *testing.T, addr, busid string) usb.Device {
+	t.Helper()
+	conn, err := usbip.Dial(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := usbip.Import(t.Context(), conn, busid, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // overTCP exports a device on this machine and imports it again.
 func overTCP(open func(*testing.T) usb.Device) func(*testing.T) usb.Device {
 	return func(t *testing.T) usb.Device {
-		d := open(t)
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := &usbip.Exporter{OnEvent: func(ev usbip.Event) {
-			if ev.Err != nil {
-				t.Logf("exporter: %+v", ev)
-			}
-		}}
-		if err := e.Add("1-1", d); err != nil {
-			t.Fatal(err)
-		}
-		stop := errors.New("test is over")
-		ctx, cancel := context.WithCancelCause(context.Background())
-		served := make(chan error, 1)
-		go func() { served <- e.Serve(ctx, l) }()
-		t.Cleanup(func() {
-			cancel(stop)
-			if err := <-served; !errors.Is(err, stop) {
-				t.Errorf("Serve: %v", err)
-			}
-			d.Close()
-			<-d.Gone()
-		})
-		conn, err := usbip.Dial(t.Context(), l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		remote, err := usbip.Import(t.Context(), conn, "1-1", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return remote
+		return importFrom(t, serve(t, "127.0.0.1:0", open(t)), "1-1")
 	}
 }
 
