@@ -87,7 +87,7 @@ func TestSessionEnds(t *testing.T) {
 					go io.Copy(io.Discard, conn)
 					p.send(tt.input)
 					if errors.Is(tt.want, io.ErrUnexpectedEOF) {
-						conn.Close()
+						closeWrite(conn)
 					}
 					// Who writes may see the end first.
 					if err := p.end(); !errors.Is(err, tt.want) && !errors.Is(err, io.ErrClosedPipe) {
@@ -97,6 +97,16 @@ func TestSessionEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// closeWrite ends what conn sends, and leaves it open for answers where it can
+// be: TCP makes a reset of an end with answers unread.
+func closeWrite(conn net.Conn) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.CloseWrite()
+		return
+	}
+	conn.Close()
 }
 
 // pairs are the kinds of connections: one whose socket is used directly, and

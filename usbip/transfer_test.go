@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -236,7 +237,6 @@ func TestSubmitErrors(t *testing.T) {
 func TestUnlinkRaces(t *testing.T) {
 	noLeaks(t)
 	dev := newFakeDevice()
-	dev.arrived = nil
 	inner := &Exporter{}
 	must(t, inner.Add("1-1", dev))
 	first := importFrom(t, startExporter(t, inner), "1-1", nil)
@@ -270,21 +270,17 @@ func TestUnlinkRaces(t *testing.T) {
 	must(t, usb.Do(t.Context(), second, &u))
 }
 
-// completeAtRandom completes waiting transfers with data, the oldest first.
+// completeAtRandom completes transfers with data, some of them a little later.
 func completeAtRandom(dev *fakeDevice, stop chan struct{}) {
+	r := rand.New(rand.NewPCG(2, 2))
 	for {
 		select {
 		case <-stop:
 			return
-		default:
-		}
-		dev.mu.Lock()
-		var u *usb.URB
-		if len(dev.waiting) > 0 {
-			u = dev.waiting[0]
-		}
-		dev.mu.Unlock()
-		if u != nil {
+		case u := <-dev.arrived:
+			for range r.IntN(4) {
+				runtime.Gosched()
+			}
 			dev.finish(u, usb.StatusOK, []byte("data"))
 		}
 	}
