@@ -190,7 +190,7 @@ func (d *Device) enqueue(u *usb.URB) error {
 	if !ok {
 		return usb.ErrNoEndpoint
 	}
-	if e.Type != u.Type || !sound(u) {
+	if e.Type != u.Type || !sound(u, e) {
 		return usb.ErrInvalid
 	}
 	i := slot(u.Endpoint)
@@ -205,14 +205,14 @@ func (d *Device) enqueue(u *usb.URB) error {
 }
 
 // sound checks what a handler would otherwise trip over.
-func sound(u *usb.URB) bool {
+func sound(u *usb.URB, e usb.Endpoint) bool {
 	switch u.Type {
 	case usb.Control:
 		return u.Packets == nil && len(u.Buffer) >= int(u.Setup.Length)
 	case usb.Isochronous:
 		for i := range u.Packets {
 			p := &u.Packets[i]
-			if p.Offset < 0 || p.Length < 0 || p.Offset > len(u.Buffer) || p.Length > len(u.Buffer)-p.Offset {
+			if p.Offset < 0 || p.Length < 0 || p.Length > perInterval(e) || p.Offset > len(u.Buffer)-p.Length {
 				return false
 			}
 			p.Actual, p.Status = 0, usb.StatusOK
@@ -220,6 +220,14 @@ func sound(u *usb.URB) bool {
 		return len(u.Packets) > 0
 	}
 	return u.Packets == nil
+}
+
+// perInterval is how many bytes an isochronous endpoint moves in one interval:
+// several packets from high speed on (USB 2.0, table 9-13), several bursts of them
+// from super speed on (USB 3.2, table 9-27).
+func perInterval(e usb.Endpoint) int {
+	packets := (1 + int(e.MaxPacket>>11&3)) * (1 + int(e.Burst)) * (1 + int(e.Companion&3))
+	return int(e.MaxPacket&0x7ff) * packets
 }
 
 // Cancel implements [usb.Device]. A cancelled transfer does not wait for those

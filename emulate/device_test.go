@@ -205,14 +205,15 @@ func TestTooManyTransfers(t *testing.T) {
 func TestIsochronousPacketsLieInTheBuffer(t *testing.T) {
 	d := newDevice(t, func(*usb.URB) bool { return true })
 	for name, p := range map[string][]usb.IsoPacket{
+		"more than fits":  {{Offset: 0, Length: 1025}},
 		"none":            nil,
 		"negative offset": {{Offset: -1, Length: 1}},
 		"negative length": {{Length: -1}},
-		"past the end":    {{Offset: 8, Length: 9}},
-		"offset too far":  {{Offset: 17, Length: 0}},
+		"past the end":    {{Offset: 2040, Length: 9}},
+		"offset too far":  {{Offset: 2049, Length: 0}},
 		"sum wraps":       {{Offset: 8, Length: int(^uint(0) >> 1)}},
 	} {
-		u := &usb.URB{Endpoint: 0x83, Type: usb.Isochronous, Buffer: make([]byte, 16), Packets: p}
+		u := &usb.URB{Endpoint: 0x83, Type: usb.Isochronous, Buffer: make([]byte, 2048), Packets: p}
 		if err := d.Submit(u); !errors.Is(err, usb.ErrInvalid) {
 			t.Errorf("%s: %v, want %v", name, err, usb.ErrInvalid)
 		}

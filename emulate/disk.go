@@ -71,7 +71,7 @@ type Disk struct {
 	piece  []byte // read and not sent yet, or received and not written yet
 	buffer *diskBuffer
 	busy   bool // storage is at work
-	epoch  int  // what storage does for an earlier one does not count
+	epoch  int  // of resets: what storage does for an earlier one is dropped
 }
 
 // A diskPhase is what the disk will do next.
@@ -186,11 +186,10 @@ func (d *Disk) control(u *usb.URB) (done bool) {
 func (d *Disk) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.busy { // the buffer is not ours alone
-		d.buffer, d.busy = nil, false
-	}
 	d.epoch++
-	d.release()
+	if !d.busy { // or else the buffer is in use
+		d.release()
+	}
 	d.phase, d.wedged, d.unit.last = diskCommandPhase, false, sense{}
 	d.Wake(diskOut)
 }
@@ -228,6 +227,9 @@ func (d *Disk) out(u *usb.URB) (done bool) {
 // takeCommand takes a command block wrapper (BBB 1.0, section 5.1). One that
 // makes no sense stalls both endpoints until a reset (section 6.6.1).
 func (d *Disk) takeCommand(u *usb.URB) (done bool) {
+	if d.busy { // with the command before a reset
+		return false
+	}
 	b := u.Buffer
 	if len(b) != cbwSize || string(b[:4]) != "USBC" || b[13]&0x0f != 0 || b[14] == 0 || b[14] > 16 {
 		d.wedged = true

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 
 	"github.com/usbns/usbns/usb"
 )
@@ -373,6 +374,52 @@ func TestDiskResetInMidCommand(t *testing.T) {
 			t.Fatalf("after a reset: status %d, residue %d", r.status, r.residue)
 		}
 	}
+}
+
+// A storage that hangs is asked for nothing more, whatever the host does, and the
+// disk goes on when it has answered.
+func TestDiskWaitsForSlowStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slowStorage{memory: make(memory, DiskBlock), asked: make(chan struct{}, 10), answer: make(chan struct{})}
+		d, err := NewDisk(Options{}, s, DiskBlock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		mustControl(t, d, usb.SetConfiguration(1), nil)
+		cbw := append([]byte("USBC\x01\x00\x00\x00\x00\x02\x00\x00\x80\x00\x0a"), read10(0, 1)...)[:cbwSize]
+		mustMove(t, d, diskOut, usb.Bulk, cbw)
+		for range 5 {
+			in := usb.URB{Endpoint: diskIn, Type: usb.Bulk, Buffer: make([]byte, DiskBlock)}
+			out := usb.URB{Endpoint: diskOut, Type: usb.Bulk, Buffer: cbw}
+			a, b := begin(t, d.Device, &in), begin(t, d.Device, &out)
+			synctest.Wait()
+			if n := len(s.asked); n != 1 {
+				t.Fatalf("storage was asked %d times", n)
+			}
+			if err := d.Reset(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			<-a
+			<-b
+			mustControl(t, d, usb.SetConfiguration(1), nil)
+		}
+		close(s.answer)
+		if r := d.do(t, read10(0, 1), true, DiskBlock, nil, DiskBlock); r.status != cswPassed || len(r.data) != DiskBlock {
+			t.Errorf("afterwards: status %d, %d bytes", r.status, len(r.data))
+		}
+	})
+}
+
+type slowStorage struct {
+	memory
+	asked, answer chan struct{}
+}
+
+func (s *slowStorage) ReadAt(b []byte, offset int64) (int, error) {
+	s.asked <- struct{}{}
+	<-s.answer
+	return s.memory.ReadAt(b, offset)
 }
 
 func TestDiskOfAFile(t *testing.T) {

@@ -36,9 +36,11 @@ func (d *Disk) work(job diskJob) {
 	d.background.Go(func() {
 		err := job.do()
 		d.mu.Lock()
+		d.busy = false
 		if epoch == d.epoch {
-			d.busy = false
 			job.then(err)
+		} else {
+			d.release()
 		}
 		d.mu.Unlock()
 		d.Wake(diskIn)

@@ -50,10 +50,10 @@
 //
 // A goroutine for each endpoint, reading transfers from a channel, reads well
 // but costs two stacks a device that does nothing, and every transfer two
-// switches of goroutine. A lock for each endpoint instead of one machine lets
-// handlers of one device run at the same time, which none was seen to gain
-// from, and then every device needs locks of its own, taken in one order by the
-// way in and in the other by the way out.
+// switches of goroutine. A lock for each endpoint instead of one machine would
+// let handlers of one device run at the same time, but then every device needs
+// locks of its own, taken in one order by the way in and in the other by the way
+// out.
 //
 // Completing transfers straight from Submit without a queue overflows the stack
 // when Complete submits again. With the queue, and unbounded work in Submit, the

@@ -51,7 +51,7 @@ func readEvent(t *testing.T, f *os.File) inputEvent {
 
 // What is scanned arrives in evdev as keys that go down and up.
 func TestGuestScanner(t *testing.T) {
-	for _, speed := range []usb.Speed{usb.SpeedFull, usb.SpeedHigh} {
+	for _, speed := range []usb.Speed{usb.SpeedLow, usb.SpeedFull, usb.SpeedHigh} {
 		t.Run(speed.String(), func(t *testing.T) {
 			g := attach(t, "scanner", emulate.Options{Speed: speed, Serial: "scan-1"})
 			if got := readFile(g.path, "product") + "/" + readFile(g.path, "serial"); got != "usbns bar-code scanner/scan-1" {

@@ -23,8 +23,8 @@ const (
 	// LoopbackHalt halts the endpoint wIndex.
 	LoopbackHalt = 0x02
 	// LoopbackDelay lets the endpoint wIndex take wValue milliseconds for every
-	// transfer. For endpoint 0 it is LoopbackScratch that takes longer. A reset
-	// and SET_CONFIGURATION end all delays.
+	// transfer. For endpoint 0 it is LoopbackScratch that takes longer. A reset,
+	// a new configuration and a new setting end all delays.
 	LoopbackDelay = 0x03
 )
 
@@ -44,7 +44,7 @@ const loopbackBuffer = 64 << 10
 type Loopback struct {
 	*Device
 	scratch []byte
-	delays  [32]time.Duration
+	lags    [32]lag
 	pipes   []*packetPipe
 }
 
@@ -111,21 +111,37 @@ func (l *Loopback) addEcho(handlers map[usb.Address]Handler, out, in usb.Address
 	handlers[in] = func(u *usb.URB) bool { return l.due(u) && p.in(u) }
 }
 
+// A lag is how long an endpoint is told to take, and what wakes it for the
+// transfer at the head of its queue.
+type lag struct {
+	delay time.Duration
+	timer *time.Timer
+}
+
 // due reports whether a transfer has waited for as long as its endpoint is told
 // to take.
 func (l *Loopback) due(u *usb.URB) bool {
 	when, waits := u.Holder.(time.Time)
 	if !waits {
-		a := u.Endpoint
-		delay := l.delays[slot(a)]
-		if delay == 0 {
+		lag := &l.lags[slot(u.Endpoint)]
+		if lag.delay == 0 {
 			return true
 		}
-		when = time.Now().Add(delay)
+		when = time.Now().Add(lag.delay)
 		u.Holder = when
-		time.AfterFunc(delay, func() { l.Wake(a) })
+		l.wakeLater(lag, u.Endpoint)
 	}
 	return !time.Now().Before(when)
+}
+
+// wakeLater has one timer for an endpoint, however many transfers come and are
+// cancelled.
+func (l *Loopback) wakeLater(g *lag, a usb.Address) {
+	if g.timer == nil {
+		g.timer = time.AfterFunc(g.delay, func() { l.Wake(a) })
+	} else {
+		g.timer.Reset(g.delay)
+	}
 }
 
 func (l *Loopback) control(u *usb.URB) (done bool) {
@@ -145,7 +161,7 @@ func (l *Loopback) control(u *usb.URB) (done bool) {
 		l.Halt(e.Address)
 		return Accept(u)
 	case s.Request == LoopbackDelay:
-		l.delays[slot(usb.Address(s.Index))] = time.Duration(s.Value) * time.Millisecond
+		l.lags[slot(usb.Address(s.Index))].delay = time.Duration(s.Value) * time.Millisecond
 		return Accept(u)
 	}
 	return Stall(u)
@@ -167,7 +183,9 @@ func (l *Loopback) transferScratch(u *usb.URB) (done bool) {
 }
 
 func (l *Loopback) reset() {
-	l.delays = [32]time.Duration{}
+	for i := range l.lags {
+		l.lags[i].delay = 0
+	}
 	for _, p := range l.pipes {
 		p.clear()
 	}
