@@ -118,6 +118,8 @@ func parseConfiguration(which string, b []byte) (Configuration, error) {
 	switch {
 	case len(b) < configSize || b[0] < configSize:
 		return Configuration{}, badDescriptor(which, "is %d bytes, too short", len(b))
+	case int(b[0]) > len(b):
+		return Configuration{}, badDescriptor(which, "a head of %d bytes where %d are there", b[0], len(b))
 	case b[1] != DescConfiguration:
 		return Configuration{}, badDescriptor(which, "is of type %#02x", b[1])
 	case int(binary.LittleEndian.Uint16(b[2:])) != len(b):
