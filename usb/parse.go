@@ -276,10 +276,16 @@ func decodeString(b []byte) string {
 }
 
 // EncodeString makes a string descriptor. A string longer than the 126 UTF-16
-// units that fit is cut.
+// units that fit is cut, between characters.
 func EncodeString(s string) []byte {
-	units := utf16.Encode([]rune(s))
-	units = units[:min(len(units), 126)]
+	var units []uint16
+	for _, r := range s {
+		longer := utf16.AppendRune(units, r)
+		if len(longer) > 126 {
+			break
+		}
+		units = longer
+	}
 	b := []byte{byte(2 + 2*len(units)), DescString}
 	for _, u := range units {
 		b = binary.LittleEndian.AppendUint16(b, u)
