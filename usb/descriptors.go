@@ -30,7 +30,7 @@ type Configuration struct {
 // An Interface is one function of a configuration, or a part of one.
 type Interface struct {
 	Number     uint8
-	Alternates []Alternate // the first is the default, setting 0
+	Alternates []Alternate // at least one; setting 0 is the default, without it the first
 }
 
 // An Alternate is one setting of an interface (USB 2.0, table 9-12).

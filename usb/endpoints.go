@@ -15,7 +15,7 @@ type Endpoints struct {
 
 	mu         sync.RWMutex
 	config     *Configuration
-	alternates map[uint8]uint8 // interface number -> setting, where not 0
+	alternates map[uint8]uint8 // interface number -> setting, where one was chosen
 	table      [32]*Endpoint
 }
 
@@ -54,10 +54,11 @@ func (e *Endpoints) Configuration() uint8 {
 func (e *Endpoints) Alternate(iface uint8) (uint8, bool) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	if e.config.find(iface) == nil {
+	i := e.config.find(iface)
+	if i == nil {
 		return 0, false
 	}
-	return e.alternates[iface], true
+	return e.current(i).Setting, true
 }
 
 // Observe takes note of a control transfer that has completed. Anything but a
@@ -108,11 +109,7 @@ func (e *Endpoints) rebuild() {
 		return
 	}
 	for i := range e.config.Interfaces {
-		iface := &e.config.Interfaces[i]
-		alt := iface.setting(e.alternates[iface.Number])
-		if alt == nil {
-			continue
-		}
+		alt := e.current(&e.config.Interfaces[i])
 		for j := range alt.Endpoints {
 			ep := &alt.Endpoints[j]
 			// Of two with one address the first counts, as in Linux.
@@ -121,6 +118,16 @@ func (e *Endpoints) rebuild() {
 			}
 		}
 	}
+}
+
+// current returns the setting i is in. Where there is no setting 0 it starts
+// with its first, as in Linux (usb_set_configuration in
+// drivers/usb/core/message.c).
+func (e *Endpoints) current(i *Interface) *Alternate {
+	if alt := i.setting(e.alternates[i.Number]); alt != nil {
+		return alt
+	}
+	return &i.Alternates[0]
 }
 
 // find and setting accept nil, so that look-ups chain.
