@@ -28,8 +28,11 @@ func ReadDescriptors(ctx context.Context, s Submitter) (*Descriptors, error) {
 	}
 	// Which strings there are is only known from the rest.
 	strings, err := r.strings(d)
-	if err != nil || len(strings) == 0 {
-		return d, err
+	if err != nil {
+		return nil, err
+	}
+	if len(strings) == 0 {
+		return d, nil
 	}
 	raw.Strings = strings
 	return NewDescriptors(raw)
@@ -151,6 +154,9 @@ func (r *descriptorReader) string(index uint8, langID uint16) (RawString, error)
 // forgive lets a missing descriptor pass, but not the end of the device or of
 // the caller's patience.
 func (r *descriptorReader) forgive(err error) error {
+	if errors.Is(err, StatusNoDevice.Err()) || errors.Is(err, StatusShutdown.Err()) {
+		return err
+	}
 	if _, failed := errors.AsType[*StatusError](err); failed && r.ctx.Err() == nil {
 		return nil
 	}
