@@ -74,10 +74,15 @@ func (n *Names) list(line string) (adder, string) {
 	switch {
 	case keyword == "C":
 		return n.addClass(), rest
-	case len(keyword) == 4:
+	case isVendorID(keyword):
 		return n.addVendor(), line
 	}
 	return ignore, ""
+}
+
+func isVendorID(s string) bool {
+	_, err := strconv.ParseUint(s, 16, 16)
+	return err == nil && len(s) == 4
 }
 
 func (n *Names) addVendor() adder {
@@ -130,20 +135,13 @@ func (n *Names) Product(vendor, product uint16) string {
 	return n.products[uint32(vendor)<<16|uint32(product)]
 }
 
-// Class returns the names of a class, its subclass and its protocol, as far as
-// they are known, from the general to the special: "Mass Storage / SCSI /
-// Bulk-Only". It is "" if the class is unknown.
-func (n *Names) Class(class, subclass, protocol uint8) string {
+// Class returns the names of a class, of its subclass and of that one's
+// protocol, each "" if it is unknown.
+func (n *Names) Class(class, subclass, protocol uint8) (string, string, string) {
 	if n == nil {
-		return ""
+		return "", "", ""
 	}
-	var known []string
-	for _, k := range []classKey{{0, class, 0, 0}, {1, class, subclass, 0}, {2, class, subclass, protocol}} {
-		name, ok := n.classes[k]
-		if !ok {
-			break
-		}
-		known = append(known, name)
-	}
-	return strings.Join(known, " / ")
+	return n.classes[classKey{0, class, 0, 0}],
+		n.classes[classKey{1, class, subclass, 0}],
+		n.classes[classKey{2, class, subclass, protocol}]
 }

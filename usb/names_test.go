@@ -26,6 +26,8 @@ const sampleNames = "# Vendors\n" +
 	"\t\t50  Bulk-Only\n" +
 	"AT 0100  USB Undefined\n" +
 	"\t07  Child of another list\n" +
+	"BIAS 0  Not Applicable\n" +
+	"\t0002  Child of a list with a word of four letters\n" +
 	"HID 21  HID\n" +
 	"L 0009  English\n" +
 	"\t01  US\n"
@@ -41,14 +43,15 @@ func TestNames(t *testing.T) {
 		{"product, carriage return cut", n.Product(0x046d, 0xc077), "Mouse"},
 		{"product of another vendor", n.Product(0x1d6b, 0xc077), ""},
 		{"product before any vendor", n.Product(0, 1), ""},
+		{"child of another list is no product", n.Product(0, 2), ""},
 		{"interface is no product", n.Product(0x046d, 1), ""},
 		{"text that is not UTF-8", n.Product(0x1d6b, 2), "2.0 root \uFFFD hub"},
-		{"class, subclass and protocol", n.Class(8, 6, 0x50), "Mass Storage / SCSI / Bulk-Only"},
-		{"protocols of one subclass", n.Class(3, 1, 2), "Human Interface Device / Boot Interface Subclass / Mouse"},
-		{"unknown protocol", n.Class(8, 6, 1), "Mass Storage / SCSI"},
-		{"unknown subclass", n.Class(8, 1, 0x50), "Mass Storage"},
-		{"subclass of another list", n.Class(8, 7, 0), "Mass Storage"},
-		{"unknown class", n.Class(9, 0, 0), ""},
+		{"class, subclass and protocol", className(n, 8, 6, 0x50), "Mass Storage / SCSI / Bulk-Only"},
+		{"protocols of one subclass", className(n, 3, 1, 2), "Human Interface Device / Boot Interface Subclass / Mouse"},
+		{"unknown protocol", className(n, 8, 6, 1), "Mass Storage / SCSI"},
+		{"unknown subclass", className(n, 8, 1, 0x50), "Mass Storage"},
+		{"subclass of another list", className(n, 8, 7, 0), "Mass Storage"},
+		{"unknown class", className(n, 9, 0, 0), ""},
 		{"other lists are no vendors", n.Vendor(0x0100) + n.Vendor(0x21) + n.Vendor(9), ""},
 	} {
 		if tt.got != tt.want {
@@ -59,7 +62,7 @@ func TestNames(t *testing.T) {
 
 func TestNilNamesKnowNothing(t *testing.T) {
 	var n *Names
-	if got := n.Vendor(0x046d) + n.Product(0x046d, 0xc077) + n.Class(3, 1, 1); got != "" {
+	if got := n.Vendor(0x046d) + n.Product(0x046d, 0xc077) + className(n, 3, 1, 1); got != "" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -79,4 +82,10 @@ func TestReadNamesRefuses(t *testing.T) {
 			t.Errorf("%s: error %v hides the cause", name, err)
 		}
 	}
+}
+
+// className joins what is known of a class.
+func className(n *Names, class, subclass, protocol uint8) string {
+	c, s, p := n.Class(class, subclass, protocol)
+	return strings.TrimRight(strings.Join([]string{c, s, p}, " / "), " /")
 }
