@@ -28,6 +28,7 @@ const sampleNames = "# Vendors\n" +
 	"\t07  Child of another list\n" +
 	"BIAS 0  Not Applicable\n" +
 	"\t0002  Child of a list with a word of four letters\n" +
+	"ABC 1  Item of a list whose word could be a number\n" +
 	"HID 21  HID\n" +
 	"L 0009  English\n" +
 	"\t01  US\n"
@@ -52,7 +53,7 @@ func TestNames(t *testing.T) {
 		{"unknown subclass", className(n, 8, 1, 0x50), "Mass Storage"},
 		{"subclass of another list", className(n, 8, 7, 0), "Mass Storage"},
 		{"unknown class", className(n, 9, 0, 0), ""},
-		{"other lists are no vendors", n.Vendor(0x0100) + n.Vendor(0x21) + n.Vendor(9), ""},
+		{"other lists are no vendors", n.Vendor(0x0100) + n.Vendor(0x0abc) + n.Vendor(0x21) + n.Vendor(9), ""},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, tt.got, tt.want)
