@@ -1,0 +1,64 @@
+package controller
+
+import (
+	"context"
+	"net"
+
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/vhci"
+)
+
+// A Driver is what stands behind the ports of controllers. It may serve any
+// number of them at the same time.
+type Driver interface {
+	// Attach makes a device that works of a plug, and calls its Ready last. It
+	// returns soon after the end of ctx.
+	//
+	// If Attach fails nothing of it is left but that the Conn may be closed and
+	// the Device configured; the Device is not closed. Otherwise both belong to
+	// the Attachment.
+	Attach(ctx context.Context, p Plug) (Attachment, error)
+}
+
+// An Attachment is a device behind a port. All methods are safe for concurrent
+// use.
+type Attachment interface {
+	// Descriptors returns what the device says of itself. It does no I/O.
+	Descriptors() *usb.Descriptors
+
+	// Device returns the device where it is in this process and free to be
+	// used, and nil elsewhere.
+	Device() usb.Device
+
+	// Detach lets go of the device and returns when nothing of the attachment
+	// is left. It can be called again, and after Done.
+	Detach()
+
+	// Done is closed when the device is gone, Detach included.
+	Done() <-chan struct{}
+
+	// Err tells why the device is gone, nil if nobody knows. It is called after
+	// Done.
+	Err() error
+}
+
+// A Plug is what a user attaches: a connection or a device.
+type Plug struct {
+	// Conn is past IMPORT, see usbip.RequestImport. It is nil if Device is
+	// not.
+	Conn net.Conn
+	// Device is used as it is. Its speed counts, not the one below.
+	Device usb.Device
+
+	Speed  usb.Speed
+	DevID  uint32 // at the exporter: busnum << 16 | devnum
+	SockFD int    // number of Conn for whoever attached it, to be shown only
+
+	// From says where the device comes from, as told by whoever attached it.
+	From vhci.Record
+
+	// Ready, if not nil, is called when the device works and before it shows
+	// on its port. Its error refuses the device. What it sets up ends with the
+	// Attachment's Done: the attempt can still end with its context.
+	Ready func(Attachment) error
+}

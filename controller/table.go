@@ -1,0 +1,217 @@
+package controller
+
+import (
+	"container/heap"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/usbns/usbns/vhci"
+)
+
+// Limits and defaults of a Config.
+const (
+	DefaultHubPorts = 8
+	MaxControllers  = 1 << 16 // in a Table
+	MaxNameLength   = 63
+)
+
+// A Config says what a controller is like.
+type Config struct {
+	// Name is letters, digits, '.', '_' and '-', and does not begin with the
+	// last three. A controller needs no name.
+	Name string
+	// HubPorts is the number of ports of each half, at most vhci.MaxHubPorts.
+	// Default: DefaultHubPorts.
+	HubPorts int
+	// Driver is needed.
+	Driver Driver
+	// UID and GID own the controller's files.
+	UID, GID uint32
+}
+
+// A Table has the controllers of a machine. All methods are safe for concurrent
+// use. The zero Table is empty and ready for use.
+type Table struct {
+	// OnEvent, if not nil, is told what happens to ports: for each controller
+	// in order and one after the other. It can ask the controller for its state
+	// and detach ports. It must not block, attach, or delete controllers. It
+	// must be set before the first Create.
+	OnEvent func(Event)
+
+	mu     sync.RWMutex
+	list   []*Controller // by index, nil where there is none
+	byName map[string]*Controller
+	free   indexHeap // those of list that are nil and not being deleted
+	count  int
+}
+
+// Create makes count controllers at the lowest free indexes, all or none. A
+// name is for one only. Errors are of type [*Error].
+func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
+	if cfg.HubPorts == 0 {
+		cfg.HubPorts = DefaultHubPorts
+	}
+	fail := func(errno syscall.Errno, err error) ([]*Controller, error) {
+		name := "controllers"
+		if cfg.Name != "" {
+			name = fmt.Sprintf("%.70q", cfg.Name)
+		}
+		return nil, &Error{Op: "create", Controller: name, Port: -1, Errno: errno, Err: err}
+	}
+	if err := cfg.check(count); err != nil {
+		return fail(syscall.EINVAL, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byName[cfg.Name] != nil {
+		return fail(syscall.EEXIST, errors.New("a controller has that name"))
+	}
+	if count > MaxControllers-t.count {
+		return fail(syscall.ENOSPC, fmt.Errorf("%d controllers and %d more are above %d", t.count, count, MaxControllers))
+	}
+	made := make([]*Controller, count)
+	for i := range made {
+		c := &Controller{cfg: cfg, index: t.takeIndex(), onEvent: t.OnEvent}
+		t.list[c.index] = c
+		made[i] = c
+	}
+	t.count += count
+	if cfg.Name != "" {
+		if t.byName == nil {
+			t.byName = make(map[string]*Controller)
+		}
+		t.byName[cfg.Name] = made[0]
+	}
+	return made, nil
+}
+
+// takeIndex returns an index at which list has room.
+func (t *Table) takeIndex() int {
+	if len(t.free) > 0 {
+		return heap.Pop(&t.free).(int)
+	}
+	t.list = append(t.list, nil)
+	return len(t.list) - 1
+}
+
+func (cfg *Config) check(count int) error {
+	switch {
+	case count < 1:
+		return fmt.Errorf("%d controllers cannot be made", count)
+	case cfg.Name != "" && count > 1:
+		return fmt.Errorf("one name for %d controllers", count)
+	case cfg.Name != "" && !validName(cfg.Name):
+		return fmt.Errorf("a name is at most %d letters, digits, '.', '_' and '-', and begins with a letter or digit", MaxNameLength)
+	case cfg.HubPorts < 1 || cfg.HubPorts > vhci.MaxHubPorts:
+		return fmt.Errorf("%d ports for a hub, not 1 to %d", cfg.HubPorts, vhci.MaxHubPorts)
+	case cfg.Driver == nil:
+		return errors.New("no driver")
+	}
+	return nil
+}
+
+func validName(s string) bool {
+	for _, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case c == '.', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return len(s) <= MaxNameLength && !strings.ContainsRune("._-", rune(s[0]))
+}
+
+// Controller returns the controller of an index, nil if there is none.
+func (t *Table) Controller(index int) *Controller {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if index < 0 || index >= len(t.list) {
+		return nil
+	}
+	return t.list[index]
+}
+
+// ByName returns the controller of a name, nil if there is none.
+func (t *Table) ByName(name string) *Controller {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byName[name]
+}
+
+// All returns all controllers in the order of their indexes.
+func (t *Table) All() []*Controller {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := make([]*Controller, 0, t.count)
+	for _, c := range t.list {
+		if c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Delete removes a controller and detaches all its ports. When it returns
+// nothing of them is left; only then its index can be used again. Errors are of
+// type [*Error].
+func (t *Table) Delete(index int) error {
+	t.mu.Lock()
+	var c *Controller
+	if index >= 0 && index < len(t.list) {
+		c = t.list[index]
+	}
+	if c == nil {
+		t.mu.Unlock()
+		return &Error{
+			Op: "delete", Controller: fmt.Sprintf("vhci_hcd.%d", index), Port: -1,
+			Errno: syscall.ENOENT, Err: errors.New("there is no such controller"),
+		}
+	}
+	t.list[index] = nil
+	delete(t.byName, c.cfg.Name)
+	t.mu.Unlock()
+
+	c.stop()
+	c.running.Wait()
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.count--
+	heap.Push(&t.free, index)
+	return nil
+}
+
+// Close deletes all controllers.
+func (t *Table) Close() {
+	all := t.All()
+	// Devices that are slow to go do so at the same time.
+	for _, c := range all {
+		c.stop()
+	}
+	for _, c := range slices.Backward(all) {
+		// The error is that somebody else deletes it.
+		if t.Delete(c.index) != nil {
+			c.running.Wait()
+		}
+	}
+}
+
+// An indexHeap is a heap of indexes, the lowest first.
+type indexHeap []int
+
+func (h indexHeap) Len() int           { return len(h) }
+func (h indexHeap) Less(i, j int) bool { return h[i] < h[j] }
+func (h indexHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *indexHeap) Push(x any)        { *h = append(*h, x.(int)) }
+
+func (h *indexHeap) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	*h = (*h)[:last]
+	return x
+}
