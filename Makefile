@@ -5,7 +5,7 @@ KERNELS := $(or $(KERNEL),6.12 6.1)
 FUZZTIME ?= 10s
 
 # What also builds where there is no Linux.
-PORTABLE := ./usb/... ./usbip/... ./emulate/...
+PORTABLE := ./cmd/... ./usb/... ./usbip/... ./emulate/...
 
 sources = go.mod go.sum $(shell find $1 -name '*.go' ! -name '*_test.go' ! -path '*/testdata/*')
 

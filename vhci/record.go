@@ -21,13 +21,6 @@ import (
 // RecordsDir is where the stock tools keep their records.
 const RecordsDir = "/var/run/vhci_hcd"
 
-// A Record says where the device on a port came from, which no controller knows.
-type Record struct {
-	Host  string // as the user named it
-	Port  string // of the exporter: a number or a service's name
-	BusID string // at the exporter
-}
-
 // Records is a directory of records, a file for each attached port, as the stock
 // tools write and read them. The zero Records is theirs, [RecordsDir].
 //

@@ -8,11 +8,13 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
@@ -21,9 +23,9 @@ import (
 func newDemo() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Show two users with a bar-code scanner each",
-		Long: "Export two emulated bar-code scanners on a free port of 127.0.0.1, import one\n" +
-			"for alice and one for bob, and scan a code on each. Needs no root and no\n" +
+		Short: "Show two private controllers with a bar-code scanner each",
+		Long: "Export two emulated bar-code scanners on a free port of 127.0.0.1, give alice\n" +
+			"and bob a controller each, attach a scanner to either, and scan a code on both. Needs no root and no\n" +
 			"kernel module, and leaves nothing behind.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -83,26 +85,23 @@ func (d *demo) use(s shelf, addr string) error {
 	if err := d.list(addr); err != nil {
 		return err
 	}
-	alice, err := d.importDevice(addr, "1-1")
+	var table controller.Table
+	defer table.Close()
+	alice, err := d.attach(&table, "alice", addr, "1-1")
 	if err != nil {
 		return err
 	}
-	defer alice.Close()
-	bob, err := d.importDevice(addr, "1-2")
+	bob, err := d.attach(&table, "bob", addr, "1-2")
 	if err != nil {
 		return err
 	}
-	defer bob.Close()
-	d.say("alice has imported 1-1, bob 1-2; bob tries to get 1-1 as well")
-	if _, err := d.importDevice(addr, "1-1"); !errors.Is(err, usbip.OpBusy) {
-		return fmt.Errorf("bob's import of alice's scanner was not refused as busy: %v", err)
-	} else {
-		fmt.Fprintln(d.out, "refused:", err)
-	}
-	if err := d.scan(s[0], alice, "alice", "4006381333931"); err != nil {
+	if err := d.trespass(bob, alice, addr); err != nil {
 		return err
 	}
-	if err := d.scan(s[1], bob, "bob", "9780201379624"); err != nil {
+	if err := d.scan(s[0], alice, "4006381333931"); err != nil {
+		return err
+	}
+	if err := d.scan(s[1], bob, "9780201379624"); err != nil {
 		return err
 	}
 	d.say("done: each scan reached its owner alone")
@@ -122,36 +121,61 @@ func (d *demo) list(addr string) error {
 	return printList(d.out, addr, devices, readNames())
 }
 
-// importDevice imports a device and configures it, so that it works.
-func (d *demo) importDevice(addr, busid string) (*usbip.Importer, error) {
+// attach gives somebody a controller and plugs a remote device into its port 0.
+func (d *demo) attach(table *controller.Table, name, addr, busid string) (*controller.Controller, error) {
+	made, err := table.Create(controller.Config{Name: name, HubPorts: 1, Driver: &controller.User{}}, 1)
+	if err != nil {
+		return nil, err
+	}
+	c := made[0]
 	conn, err := usbip.Dial(d.ctx, addr)
 	if err != nil {
 		return nil, err
 	}
-	dev, err := usbip.Import(d.ctx, conn, busid, nil)
+	info, err := usbip.RequestImport(d.ctx, conn, busid)
+	if err == nil {
+		_, err = c.Attach(d.ctx, 0, controller.Plug{Conn: conn, Speed: info.Speed, DevID: info.DevID()})
+	}
 	if err != nil {
+		conn.Close()
 		return nil, err
 	}
-	value := dev.Descriptors().Configurations()[0].Value
-	if _, err := usb.ControlTransfer(d.ctx, dev, usb.SetConfiguration(value), nil); err != nil {
-		dev.Close()
-		return nil, fmt.Errorf("configure %s: %w", busid, err)
+	d.say("%s has a controller of two ports and attached %s; its status:", name, busid)
+	_, err = d.out.Write(c.AppendStatus(nil))
+	return c, err
+}
+
+// trespass tries what must not work between neighbours.
+func (d *demo) trespass(thief, owner *controller.Controller, addr string) error {
+	d.say("%v tries to use the device of %v: to import it, and to find it on the next port", thief, owner)
+	conn, err := usbip.Dial(d.ctx, addr)
+	if err != nil {
+		return err
 	}
-	return dev, nil
+	defer conn.Close()
+	if _, err = usbip.RequestImport(d.ctx, conn, "1-1"); !errors.Is(err, usbip.OpBusy) {
+		return fmt.Errorf("%v imported the device of %v: %v", thief, owner, err)
+	}
+	fmt.Fprintln(d.out, "refused:", err)
+	if err = thief.Detach(1); !errors.Is(err, syscall.EINVAL) || owner.Device(0) == nil {
+		return fmt.Errorf("%v detached the device of %v: %v", thief, owner, err)
+	}
+	fmt.Fprintln(d.out, "refused:", err)
+	return nil
 }
 
 // scan holds a code before a scanner and reads what its owner gets.
-func (d *demo) scan(scanner, owner usb.Device, name, code string) error {
-	d.say("%s's scanner reads the bar code %s", name, code)
+func (d *demo) scan(scanner shelved, owner *controller.Controller, code string) error {
+	d.say("the scanner of %v reads the bar code %s", owner, code)
 	told := make(chan error, 1)
-	go func() { told <- scanner.(shelved).Device.(emulate.Teller).Tell(d.ctx, code) }()
-	got, err := readLine(d.ctx, owner)
+	go func() { told <- scanner.Device.(emulate.Teller).Tell(d.ctx, code) }()
+	got, err := readLine(d.ctx, owner.Device(0))
 	if err := errors.Join(err, <-told); err != nil {
-		return fmt.Errorf("scan for %s: %w", name, err)
+		return fmt.Errorf("scan for %v: %w", owner, err)
 	}
-	fmt.Fprintf(d.out, "%s received %s\n", name, got)
+	fmt.Fprintf(d.out, "%v received %s\n", owner, got)
 	if got != code {
-		return fmt.Errorf("%s received %q, scanned was %q", name, got, code)
+		return fmt.Errorf("%v received %q, scanned was %q", owner, got, code)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
 
@@ -76,6 +77,25 @@ func execute(t *testing.T, args ...string) string {
 	return out.String()
 }
 
+// importDevice imports a device and configures it, so that it works.
+func importDevice(t *testing.T, addr, busid string) (*usbip.Importer, error) {
+	t.Helper()
+	conn, err := usbip.Dial(t.Context(), addr)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := usbip.Import(t.Context(), conn, busid, nil)
+	if err != nil {
+		return nil, err
+	}
+	value := dev.Descriptors().Configurations()[0].Value
+	if _, err := usb.ControlTransfer(t.Context(), dev, usb.SetConfiguration(value), nil); err != nil {
+		dev.Close()
+		return nil, err
+	}
+	return dev, nil
+}
+
 func TestExportPrintsALineADevice(t *testing.T) {
 	r := startExport(t, anyPort, "scanner", "loopback:3-1.4", "scanner")
 	for i, busid := range []string{"1-1: ", "3-1.4: ", "1-3: "} {
@@ -114,8 +134,7 @@ func TestListShowsWhatIsExported(t *testing.T) {
 
 func TestExportTellsDevicesWhatStandardInputSays(t *testing.T) {
 	r := startExport(t, anyPort, "scanner")
-	d := demo{ctx: t.Context(), out: io.Discard}
-	owner, err := d.importDevice(r.addr, "1-1")
+	owner, err := importDevice(t, r.addr, "1-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,13 +152,12 @@ func TestExportTellsDevicesWhatStandardInputSays(t *testing.T) {
 
 func TestDeviceInUseIsRefusedAndHidden(t *testing.T) {
 	r := startExport(t, anyPort, "scanner")
-	d := demo{ctx: t.Context(), out: io.Discard}
-	owner, err := d.importDevice(r.addr, "1-1")
+	owner, err := importDevice(t, r.addr, "1-1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer owner.Close()
-	if _, err := d.importDevice(r.addr, "1-1"); !errors.Is(err, usbip.OpBusy) {
+	if _, err := importDevice(t, r.addr, "1-1"); !errors.Is(err, usbip.OpBusy) {
 		t.Errorf("a second import fails with %v, want %v", err, usbip.OpBusy)
 	}
 	if text := execute(t, "list", "-r", r.addr); strings.Contains(text, "1-1") {
