@@ -103,7 +103,11 @@ func (u usbfsFile) transfers(t *testing.T, urbs ...*usbfsURB) {
 	}
 	for range urbs {
 		var done unsafe.Pointer
-		if err := u.ioctl(usbfsReapURB, unsafe.Pointer(&done)); err != nil {
+		err := error(unix.EINTR) // what usbfs answers when the runtime sends its thread a signal
+		for err == unix.EINTR {
+			err = u.ioctl(usbfsReapURB, unsafe.Pointer(&done))
+		}
+		if err != nil {
 			t.Fatalf("reap: %v", err)
 		}
 	}

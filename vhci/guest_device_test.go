@@ -23,21 +23,30 @@ import (
 	"github.com/usbns/usbns/vhci"
 )
 
+func findKeyboard(t *testing.T) (busid string) {
+	t.Helper()
+	if err := t.Context().Err(); err != nil {
+		t.Fatal(err)
+	}
+	drivers, err := filepath.Glob("/sys/bus/usb/devices/*/*:1.0/driver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range drivers {
+		device := filepath.Dir(filepath.Dir(path))
+		if text, _ := os.ReadFile(filepath.Join(device, "product")); string(text) == "QEMU USB Keyboard\n" {
+			return filepath.Base(device)
+		}
+	}
+	return ""
+}
+
 // serveKeyboard exports QEMU's keyboard with the stock tools and returns its
 // busid.
 func serveKeyboard(t *testing.T) (busid string) {
 	t.Helper()
-	products, err := filepath.Glob("/sys/bus/usb/devices/*/product")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range products {
-		if text, _ := os.ReadFile(path); string(text) == "QEMU USB Keyboard\n" {
-			busid = filepath.Base(filepath.Dir(path))
-		}
-	}
-	if busid == "" {
-		t.Fatalf("no keyboard among %v", products)
+	for busid == "" { // the kernel may not have found it yet
+		busid = findKeyboard(t)
 	}
 	run(t, "usbip", "bind", "-b", busid)
 	t.Cleanup(func() { run(t, "usbip", "unbind", "-b", busid) })

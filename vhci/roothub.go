@@ -105,6 +105,11 @@ type Device struct {
 // whose status must have come to [StatusUsed]: the error is [fs.ErrNotExist] for
 // a moment longer, and before it the directory can still be that of the device
 // that was on the port last, since a port is free before its device is gone.
+//
+// It is [fs.ErrNotExist] as well until the kernel's driver for whole devices,
+// which is for unauthorized ones too, has the device: whoever authorizes it
+// before that is told of success, and the device stays unconfigured
+// (usb_choose_configuration in drivers/usb/core/generic.c).
 func (d *Driver) Device(port int) (*Device, error) {
 	place, ok := d.geometry.Place(port)
 	if !ok {
@@ -121,6 +126,10 @@ func (d *Driver) Device(port int) (*Device, error) {
 		return nil, d.fail("device", port, fmt.Errorf("there is no %s: %w", busid, fs.ErrNotExist))
 	} else if err != nil {
 		return nil, d.fail("device", port, err)
+	}
+	if _, err := dir.Lstat("driver"); err != nil {
+		_ = dir.Close()
+		return nil, d.fail("device", port, fmt.Errorf("%s is not ready: %w", busid, bare(err)))
 	}
 	return &Device{
 		BusID:  busid,

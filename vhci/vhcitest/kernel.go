@@ -107,6 +107,7 @@ func (k *Kernel) Enumerate(port int) (busid string) {
 	dir := k.deviceDir(port)
 	p.BusID = filepath.Base(dir)
 	k.put(dir+"/authorized", k.get(filepath.Dir(dir)+"/authorized_default"))
+	k.put(dir+"/driver", "") // a link in the kernel
 	k.put(dir+"/devnum", strconv.Itoa(k.devices+1)+"\n")
 	k.putStatus(k.controllerOf(port))
 	return p.BusID
