@@ -1,0 +1,105 @@
+package control
+
+import (
+	"fmt"
+	"syscall"
+)
+
+// Names of the daemon's sockets in its run directory.
+const (
+	Socket       = "control.sock"
+	AttachSocket = "attach.sock"
+)
+
+// MaxMessage bounds a request, in bytes.
+const MaxMessage = 1 << 20
+
+// Create describes controllers to make.
+type Create struct {
+	Count    int    `json:"count,omitempty"` // 0 is 1
+	Name     string `json:"name,omitempty"`  // for one only
+	Driver   string `json:"driver"`
+	HubPorts int    `json:"hub_ports,omitempty"` // 0 is the default
+	UID      uint32 `json:"uid"`
+	GID      uint32 `json:"gid"`
+}
+
+// A Controller is what the daemon tells of one.
+type Controller struct {
+	Index    int    `json:"index"`
+	Name     string `json:"name,omitempty"`
+	Driver   string `json:"driver"`
+	HubPorts int    `json:"hub_ports"`
+	UID      uint32 `json:"uid"`
+	GID      uint32 `json:"gid"`
+}
+
+// A Port is a port of a controller and what is attached to it.
+type Port struct {
+	Number       int    `json:"port"`
+	Hub          string `json:"hub"`    // "hs" or "ss"
+	Status       int    `json:"status"` // as in the status file: 4 free, 5 getting ready, 6 in use
+	Speed        int    `json:"speed,omitempty"`
+	BusID        string `json:"busid,omitempty"` // of this controller
+	Vendor       uint16 `json:"vendor,omitempty"`
+	Product      uint16 `json:"product,omitempty"`
+	Manufacturer string `json:"manufacturer_name,omitempty"`
+	ProductName  string `json:"product_name,omitempty"`
+	Serial       string `json:"serial,omitempty"`
+	DevID        uint32 `json:"devid,omitempty"`
+	Remote       Remote `json:"remote,omitzero"`
+}
+
+// A Remote says where a device comes from, as told by whoever attached it.
+type Remote struct {
+	Host  string `json:"host"`
+	Port  string `json:"port"`
+	BusID string `json:"busid"`
+}
+
+// Attach goes with a socket past IMPORT.
+type Attach struct {
+	Controller string `json:"controller"` // index or name
+	Port       int    `json:"port"`       // AnyPort: a free one for the speed
+	DevID      uint32 `json:"devid"`
+	Speed      int    `json:"speed"`
+	Remote     Remote `json:"remote"`
+}
+
+// AnyPort lets the daemon choose.
+const AnyPort = -1
+
+// Attached is the answer to an Attach.
+type Attached struct {
+	Port  int    `json:"port"`
+	Error *Error `json:"refused,omitempty"` // nil if the device is attached
+}
+
+// An Error is a request the daemon refused.
+type Error struct {
+	Message string        `json:"error"`
+	Errno   syscall.Errno `json:"errno,omitempty"` // Linux's number, where there is one
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap returns the number, so that errors.Is(err, syscall.EBUSY) asks for it.
+func (e *Error) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+// A DialError says that there is no daemon to talk to.
+type DialError struct {
+	Path string
+	Err  error
+}
+
+func (e *DialError) Error() string {
+	return fmt.Sprintf("no daemon answers on %s: %v (start one with: usbns daemon)", e.Path, e.Err)
+}
+
+// Unwrap returns the system's error.
+func (e *DialError) Unwrap() error { return e.Err }

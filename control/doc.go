@@ -1,0 +1,30 @@
+// Package control is the API of a running daemon: its types and a client.
+//
+// Most of it is HTTP with JSON on a unix socket, RUNDIR/control.sock:
+//
+//	GET    /v1/controllers                     []Controller
+//	POST   /v1/controllers                     Create -> []Controller
+//	GET    /v1/controllers/{ref}               Controller
+//	DELETE /v1/controllers/{ref}
+//	GET    /v1/controllers/{ref}/ports         []Port
+//	DELETE /v1/controllers/{ref}/ports/{port}
+//
+// A ref is a controller's index or its name. Failures are an [Error] with a
+// status of 4xx.
+//
+// A daemon dials nobody. To attach, the client dials the exporter, makes the
+// IMPORT itself, and hands the socket over on RUNDIR/attach.sock, a unix socket
+// of type SOCK_SEQPACKET: one message with an [Attach] in JSON and the socket
+// as its only descriptor (SCM_RIGHTS). The answer is one message, [Attached].
+// A client that closes its end before that ends the attempt.
+//
+// # What it is not
+//
+// It is no interface for tenants: whoever may open the sockets administers all
+// controllers. A tenant has the files of its controller.
+//
+// # Dead ends
+//
+// A descriptor cannot ride on HTTP: net/http reads the socket itself and loses
+// it, and a byte stream may merge what was sent apart.
+package control

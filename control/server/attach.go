@@ -1,0 +1,129 @@
+//go:build linux
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/usbns/usbns/container"
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/vhci"
+)
+
+const (
+	// handOver bounds the time from a connection to its message, which a
+	// client sends at once.
+	handOver = 5 * time.Second
+	// maxAttach is far above an Attach with the longest names.
+	maxAttach = 4096
+)
+
+// ServeAttach takes sockets on l until ctx ends or l fails, and returns when all
+// attempts are over. It closes l.
+func (s *Server) ServeAttach(ctx context.Context, l *net.UnixListener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	for {
+		u, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
+		}
+		attempts.Go(func() {
+			defer u.Close()
+			s.serveAttach(ctx, u)
+		})
+	}
+}
+
+func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { u.Close() })()
+	a, conn, err := receive(u)
+	var answer control.Attached
+	if err == nil {
+		go func() { // ends with u
+			_, _ = io.Copy(io.Discard, u)
+			cancel()
+		}()
+		if answer.Port, err = s.plug(ctx, conn, a); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		answer.Error = wireError(err)
+	}
+	b, err := json.Marshal(answer)
+	if err == nil {
+		_, _ = u.Write(b)
+	}
+}
+
+func receive(u *net.UnixConn) (a control.Attach, conn net.Conn, err error) {
+	if err := u.SetReadDeadline(time.Now().Add(handOver)); err != nil {
+		return a, nil, err
+	}
+	payload, conn, err := container.ReceiveSocket(u, maxAttach)
+	if err != nil {
+		return a, nil, err
+	}
+	if err = json.Unmarshal(payload, &a); err == nil {
+		err = u.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		conn.Close()
+		return a, nil, fmt.Errorf("attach: the request is not understood: %w", err)
+	}
+	return a, conn, nil
+}
+
+func (s *Server) plug(ctx context.Context, conn net.Conn, a control.Attach) (int, error) {
+	c, err := s.find(a.Controller)
+	if err != nil {
+		return 0, err
+	}
+	if a.Speed < 0 || a.Speed > int(usb.SpeedSuperPlus) {
+		return 0, &control.Error{Message: "attach: no such speed: " + strconv.Itoa(a.Speed), Errno: syscall.EINVAL}
+	}
+	speed := usb.Speed(a.Speed)
+	port := a.Port
+	if port == control.AnyPort {
+		port = freePort(c, speed)
+	}
+	if port < 0 {
+		return 0, &control.Error{
+			Message: fmt.Sprintf("attach: %v has no free port for %v speed (detach something: usbns detach -p PORT)", c, speed),
+			Errno:   syscall.ENOSPC,
+		}
+	}
+	return c.Attach(ctx, port, controller.Plug{
+		Conn: conn, Speed: speed, DevID: a.DevID,
+		From: vhci.Record{Host: a.Remote.Host, Port: a.Remote.Port, BusID: a.Remote.BusID},
+	})
+}
+
+// freePort returns -1 if there is none.
+func freePort(c *controller.Controller, speed usb.Speed) int {
+	for _, p := range c.Ports() {
+		if p.Free() && p.Hub == vhci.HubFor(speed) {
+			return p.Number
+		}
+	}
+	return -1
+}

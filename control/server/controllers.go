@@ -1,0 +1,138 @@
+//go:build linux
+
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/vhci"
+)
+
+func (s *Server) list(*http.Request) (any, error) {
+	list := []control.Controller{}
+	for _, c := range s.Table.All() {
+		list = append(list, s.describe(c))
+	}
+	return list, nil
+}
+
+func (s *Server) create(r *http.Request) (any, error) {
+	var req control.Create
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&req); err != nil {
+		return nil, &control.Error{Message: fmt.Sprintf("create: the request is not understood: %v", err), Errno: syscall.EINVAL}
+	}
+	driver, ok := s.Drivers[req.Driver]
+	if !ok {
+		return nil, &control.Error{
+			Message: fmt.Sprintf("create: no driver %q here, there is: %s", req.Driver, strings.Join(s.driverNames(), ", ")),
+			Errno:   syscall.EINVAL,
+		}
+	}
+	made, err := s.Table.Create(controller.Config{
+		Name: req.Name, HubPorts: req.HubPorts, Driver: driver, UID: req.UID, GID: req.GID,
+	}, max(req.Count, 1))
+	if err != nil {
+		return nil, err
+	}
+	list := make([]control.Controller, 0, len(made))
+	for _, c := range made {
+		list = append(list, s.describe(c))
+	}
+	return list, nil
+}
+
+func (s *Server) get(r *http.Request) (any, error) {
+	c, err := s.find(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	return s.describe(c), nil
+}
+
+func (s *Server) delete(r *http.Request) (any, error) {
+	c, err := s.find(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.Table.Delete(c.Index())
+}
+
+func (s *Server) ports(r *http.Request) (any, error) {
+	c, err := s.find(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	list := []control.Port{}
+	for _, p := range c.Ports() {
+		list = append(list, describePort(p))
+	}
+	return list, nil
+}
+
+func (s *Server) detach(r *http.Request) (any, error) {
+	c, err := s.find(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.Atoi(r.PathValue("port"))
+	if err != nil {
+		return nil, &control.Error{Message: fmt.Sprintf("detach: %q is no port number", r.PathValue("port")), Errno: syscall.EINVAL}
+	}
+	return nil, c.Detach(port)
+}
+
+// find returns the controller of an index or a name.
+func (s *Server) find(ref string) (*controller.Controller, error) {
+	c := s.Table.ByName(ref)
+	if index, err := strconv.Atoi(ref); c == nil && err == nil {
+		c = s.Table.Controller(index)
+	}
+	if c == nil {
+		return nil, &control.Error{Message: fmt.Sprintf("there is no controller %q (see: usbns controller list)", ref), Errno: syscall.ENOENT}
+	}
+	return c, nil
+}
+
+func (s *Server) describe(c *controller.Controller) control.Controller {
+	config := c.Config()
+	d := control.Controller{
+		Index: c.Index(), Name: config.Name, HubPorts: config.HubPorts, UID: config.UID, GID: config.GID,
+	}
+	for name, driver := range s.Drivers {
+		if driver == config.Driver {
+			d.Driver = name
+		}
+	}
+	return d
+}
+
+func (s *Server) driverNames() []string {
+	var names []string
+	for name := range s.Drivers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func describePort(p controller.PortInfo) control.Port {
+	d := control.Port{Number: p.Number, Hub: p.Hub.String(), Status: int(p.Status)}
+	if p.Status != vhci.StatusUsed {
+		return d
+	}
+	d.Speed, d.BusID, d.DevID = int(p.Speed), p.BusID, p.DevID
+	d.Vendor, d.Product = p.Vendor, p.Product
+	d.Manufacturer, d.ProductName, d.Serial = p.ManufacturerName, p.ProductName, p.SerialNumber
+	d.Remote = control.Remote{Host: p.From.Host, Port: p.From.Port, BusID: p.From.BusID}
+	return d
+}

@@ -1,0 +1,68 @@
+//go:build linux
+
+// Package server serves the API of package control.
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"syscall"
+
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/controller"
+)
+
+// A Server answers requests about the controllers of a table.
+type Server struct {
+	Table *controller.Table
+	// Drivers are what a controller can be made with.
+	Drivers map[string]controller.Driver
+}
+
+// Handler returns the API.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/controllers", answer(s.list))
+	mux.HandleFunc("POST /v1/controllers", answer(s.create))
+	mux.HandleFunc("GET /v1/controllers/{ref}", answer(s.get))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}", answer(s.delete))
+	mux.HandleFunc("GET /v1/controllers/{ref}/ports", answer(s.ports))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}/ports/{port}", answer(s.detach))
+	return mux
+}
+
+// answer makes a handler of a function that returns what to answer.
+func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, control.MaxMessage)
+		v, err := f(r)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		if v == nil {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	e := wireError(err)
+	status := http.StatusBadRequest
+	if e.Errno == syscall.ENOENT {
+		status = http.StatusNotFound
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(e)
+}
+
+func wireError(err error) *control.Error {
+	e := &control.Error{Message: err.Error()}
+	errors.As(err, &e.Errno)
+	return e
+}
