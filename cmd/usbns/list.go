@@ -76,9 +76,7 @@ func printJSON(w io.Writer, devices []usbip.DeviceInfo) error {
 			Speed: d.Speed.String(),
 		})
 	}
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(list)
+	return writeJSON(w, list)
 }
 
 // printList prints what the stock tool prints (tools/usb/usbip/src/usbip_list.c
@@ -138,4 +136,10 @@ func className(names *usb.Names, class, subclass, protocol uint8) string {
 	c, s, p := names.Class(class, subclass, protocol)
 	return fmt.Sprintf("%s / %s / %s (%02x/%02x/%02x)",
 		or(c, "unknown class"), or(s, "unknown subclass"), or(p, "unknown protocol"), class, subclass, protocol)
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }

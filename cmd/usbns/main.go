@@ -30,7 +30,8 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "usbns",
 		Short: "Remote USB devices, each where it belongs",
-		Long: "usbns exports USB devices over USB/IP and finds those that others export.\n" +
+		Long: "usbns exports USB devices over USB/IP, finds those that others export, and gives\n" +
+			"each user a controller of its own to attach them to.\n" +
 			"Any USB/IP importer can attach what it exports, the usbip of every Linux\n" +
 			"distribution among them.",
 		SilenceErrors: true,
@@ -38,6 +39,7 @@ func newRoot() *cobra.Command {
 		Version:       version(),
 	}
 	root.AddCommand(newExport(), newList(), newDemo(), newVersion())
+	addDaemon(root)
 	return root
 }
 
