@@ -41,10 +41,14 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 	if !m.console {
 		kernelArgs += " loglevel=4"
 	}
+	// With a thread for each CPU one of them can run into the breakpoint of a
+	// code patch that the other has just completed, and the kernel oopses (int3
+	// in sched_clock_cpu while it boots). In turn they cannot, and two guests
+	// keep two cores busy all the same.
 	args := []string{
 		"-L", filepath.Join(m.tools, "usr/share/qemu"), "-L", filepath.Join(m.tools, "usr/share/seabios"),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none",
-		"-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", m.memory,
+		"-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", m.memory,
 		"-kernel", m.kernel, "-initrd", fmt.Sprintf("/dev/fd/%d", initramfsFD), "-append", kernelArgs,
 		"-chardev", fmt.Sprintf("file,id=console,path=/dev/fd/%d", consoleFD), "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("file,id=wire,path=/dev/fd/%d", wireFD),
