@@ -114,6 +114,7 @@ func (c *Controller) Attach(ctx context.Context, port int, p Plug) (int, error) 
 	if !ok {
 		return 0, c.error("attach", port, syscall.EINVAL, errNoPort)
 	}
+	p.Controller = c.index
 
 	// life ends with Detach, and outlives ctx.
 	life, cancel := context.WithCancelCause(context.Background())

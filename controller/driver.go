@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"net"
 
 	"github.com/usbns/usbns/usb"
@@ -18,7 +19,17 @@ type Driver interface {
 	// the Device configured; the Device is not closed. Otherwise both belong to
 	// the Attachment.
 	Attach(ctx context.Context, p Plug) (Attachment, error)
+
+	// Restore finds again what an earlier process attached, from what Saved
+	// returned there and a plug that has no Conn and no Device. It fails with
+	// ErrNotRestored, wrapped, if that is not to be found beyond doubt, and then
+	// has let go of what it did find.
+	Restore(ctx context.Context, p Plug, saved []byte) (Attachment, error)
 }
+
+// ErrNotRestored is wrapped by the error of a Restore that did not find its
+// attachment.
+var ErrNotRestored = errors.New("attachment is gone")
 
 // An Attachment is a device behind a port. All methods are safe for concurrent
 // use.
@@ -29,6 +40,14 @@ type Attachment interface {
 	// Device returns the device where it is in this process and free to be
 	// used, and nil elsewhere.
 	Device() usb.Device
+
+	// Path returns the device's directory in the kernel's sysfs, and "" where no
+	// kernel has the device.
+	Path() string
+
+	// Saved returns what a later process needs to find the attachment again,
+	// nil if it ends with this one. It does not change.
+	Saved() []byte
 
 	// Detach lets go of the device and returns when nothing of the attachment
 	// is left. It can be called again, and after Done.
@@ -50,12 +69,20 @@ type Plug struct {
 	// Device is used as it is. Its speed counts, not the one below.
 	Device usb.Device
 
+	// Controller is the index of the controller that the plug is for; the
+	// controller sets it.
+	Controller int
+
 	Speed  usb.Speed
 	DevID  uint32 // at the exporter: busnum << 16 | devnum
 	SockFD int    // number of Conn for whoever attached it, to be shown only
 
 	// From says where the device comes from, as told by whoever attached it.
 	From vhci.Record
+
+	// Judge, if not nil, is called with what the device says of itself, before
+	// it is configured or any kernel sees it. Its error refuses the device.
+	Judge func(*usb.Descriptors) error
 
 	// Ready, if not nil, is called when the device works and before it shows
 	// on its port. Its error refuses the device. What it sets up ends with the

@@ -166,6 +166,10 @@ type driverFunc func(context.Context, Plug) (Attachment, error)
 
 func (f driverFunc) Attach(ctx context.Context, p Plug) (Attachment, error) { return f(ctx, p) }
 
+func (driverFunc) Restore(context.Context, Plug, []byte) (Attachment, error) {
+	return nil, ErrNotRestored
+}
+
 func idle(hubPorts int) string {
 	ports := make([]vhci.Port, 2*hubPorts)
 	for i := range ports {

@@ -35,7 +35,7 @@ func (u *User) Attach(ctx context.Context, p Plug) (Attachment, error) {
 
 	if p.Device != nil {
 		a := &userAttachment{p.Device}
-		if err := a.start(ctx, p.Ready); err != nil {
+		if err := a.start(ctx, p); err != nil {
 			return nil, err
 		}
 		return a, nil
@@ -47,7 +47,7 @@ func (u *User) Attach(ctx context.Context, p Plug) (Attachment, error) {
 	// A peer that does not answer cancellations either must not hold this up.
 	stop := context.AfterFunc(ctx, func() { imp.Close() })
 	a := &userAttachment{imp}
-	err = a.start(ctx, p.Ready)
+	err = a.start(ctx, p)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -58,9 +58,20 @@ func (u *User) Attach(ctx context.Context, p Plug) (Attachment, error) {
 	return a, nil
 }
 
+// Restore implements [Driver]. There is never anything to restore: devices end
+// with the process.
+func (u *User) Restore(context.Context, Plug, []byte) (Attachment, error) {
+	return nil, fmt.Errorf("%w: a device in user space ends with its process", ErrNotRestored)
+}
+
 type userAttachment struct{ dev usb.Device }
 
-func (a *userAttachment) start(ctx context.Context, ready func(Attachment) error) error {
+func (a *userAttachment) start(ctx context.Context, p Plug) error {
+	if p.Judge != nil {
+		if err := p.Judge(a.dev.Descriptors()); err != nil {
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+	}
 	configs := a.dev.Descriptors().Configurations()
 	if len(configs) == 0 {
 		return &usb.DescriptorError{Which: "device", Reason: "has no configuration"}
@@ -69,10 +80,10 @@ func (a *userAttachment) start(ctx context.Context, ready func(Attachment) error
 	if _, err := usb.ControlTransfer(ctx, a.dev, usb.SetConfiguration(first), nil); err != nil {
 		return fmt.Errorf("set configuration %d: %w", first, err)
 	}
-	if ready == nil {
+	if p.Ready == nil {
 		return nil
 	}
-	if err := ready(a); err != nil {
+	if err := p.Ready(a); err != nil {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return nil
@@ -80,6 +91,8 @@ func (a *userAttachment) start(ctx context.Context, ready func(Attachment) error
 
 func (a *userAttachment) Descriptors() *usb.Descriptors { return a.dev.Descriptors() }
 func (a *userAttachment) Device() usb.Device            { return a.dev }
+func (a *userAttachment) Path() string                  { return "" }
+func (a *userAttachment) Saved() []byte                 { return nil }
 func (a *userAttachment) Done() <-chan struct{}         { return a.dev.Gone() }
 
 func (a *userAttachment) Detach() {
