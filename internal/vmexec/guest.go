@@ -18,8 +18,10 @@ import (
 // guest is what vmexec does as the first process of a guest. It does not return.
 func guest() {
 	err := runGuest()
-	if err == nil {
-		select {} // the host ends the guest
+	for err == nil {
+		// The host ends the guest. The runtime would take select{} for a deadlock
+		// and end it before the host has read all.
+		_ = unix.Pause()
 	}
 	fmt.Println("vmexec:", err) // to the console, which the host shows
 	err = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
