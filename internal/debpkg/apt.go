@@ -62,16 +62,21 @@ func (a *apt) resolve(ctx context.Context, t Tree) ([]deb, error) {
 	// A source that cannot be reached need not be one that matters here: it
 	// is an error only if a package is missing afterwards.
 	_, updateErr := a.run(ctx, "", "update", "-qq", "--error-on=any")
-	out, err := a.run(ctx, "", append([]string{"install", "-qq", "--print-uris"}, t.Packages...)...)
+	pkgs, err := a.closure(ctx, t.Packages)
 	if err != nil && updateErr != nil {
 		return nil, fmt.Errorf("%w (update: %w)", err, updateErr)
 	}
 	if err != nil {
 		return nil, err
 	}
-	pkgs, err := parseURIs(out)
-	if err != nil {
-		return nil, err
+	if len(t.Beside) > 0 {
+		there, err := a.closure(ctx, t.Beside)
+		if err != nil {
+			return nil, err
+		}
+		pkgs = slices.DeleteFunc(pkgs, func(p deb) bool {
+			return slices.ContainsFunc(there, func(q deb) bool { return p.name == q.name })
+		})
 	}
 	if t.Only != "" {
 		pkgs = slices.DeleteFunc(pkgs, func(p deb) bool {
@@ -84,6 +89,15 @@ func (a *apt) resolve(ctx context.Context, t Tree) ([]deb, error) {
 	}
 	slices.SortFunc(pkgs, func(a, b deb) int { return strings.Compare(a.name, b.name) })
 	return pkgs, nil
+}
+
+// closure gives the packages of these names and all they depend on.
+func (a *apt) closure(ctx context.Context, names []string) ([]deb, error) {
+	out, err := a.run(ctx, "", append([]string{"install", "-qq", "--print-uris"}, names...)...)
+	if err != nil {
+		return nil, err
+	}
+	return parseURIs(out)
 }
 
 // parseURIs reads lines of apt-get --print-uris: 'URI' NAME_VERSION_ARCH.deb SIZE HASH.

@@ -23,6 +23,9 @@ type Tree struct {
 	// Only, where set, keeps the packages whose name matches this path.Match
 	// pattern, and drops all others.
 	Only string
+	// Beside leaves out these packages and all they depend on: for a tree that
+	// is laid over one that has them.
+	Beside []string `json:",omitempty"`
 	// Without drops files, as patterns of tar's --exclude.
 	Without []string
 }

@@ -192,6 +192,18 @@ func TestTreeWithOnlySomePackages(t *testing.T) {
 	}
 }
 
+func TestTreeBesideAnother(t *testing.T) {
+	newRepository(t)
+	c, _ := openCache(t, t.TempDir())
+	root, err := c.Path(t.Context(), Tree{Name: "app", Packages: []string{"app", "extra"}, Beside: []string{"lib"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := content(t, root+"/.packages"), "app 2.0\nextra 1.0\n"; got != want {
+		t.Errorf("stamp %q, want %q", got, want)
+	}
+}
+
 func TestPathFetchesOnce(t *testing.T) {
 	r := newRepository(t)
 	dir := t.TempDir()
