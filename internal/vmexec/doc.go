@@ -26,13 +26,15 @@
 //	//vmexec:file ../bin/usbns:/usr/bin/usbns
 //	//vmexec:env NAME
 //	//vmexec:memory 1G
+//	//vmexec:tree runtimes
 //	//vmexec:qemu -device qemu-xhci -device usb-kbd
 //
 // Modules come with those they depend on, and nothing loads others later; that
 // a module is built into one of the kernels does not matter. A file or tree of
 // the host, relative to the package, is laid over the root at the same path or
-// the one after the colon. Variables are passed on by name. The rest is for
-// QEMU's command line.
+// the one after the colon. Variables are passed on by name. A tree is one of
+// extraTrees, packages that few guests need, laid over the root as well. The
+// rest is for QEMU's command line.
 //
 // # How it works
 //

@@ -45,7 +45,7 @@ func runGuest() error {
 	if err := loadModules(initramfs, s.Base); err != nil {
 		return err
 	}
-	if err := enterRoot(); err != nil {
+	if err := enterRoot(s.Roots); err != nil {
 		return err
 	}
 	if err := loadModules(initramfs, s.Modules); err != nil {
@@ -127,18 +127,22 @@ func mountAll(mounts []mount) error {
 	return nil
 }
 
-// enterRoot makes the Debian tree of the host, with what the host carries here
-// laid over it, the root of this process and all that come from it. What is
+// enterRoot makes the Debian trees of the host, with what the host carries here
+// laid over them, the root of this process and all that come from it. What is
 // written there stays in memory.
-func enterRoot() error {
+func enterRoot(trees int) error {
 	const root = "/root"
 	if err := os.MkdirAll(carryPath, 0o755); err != nil {
 		return err
 	}
-	if err := mountAll([]mount{
-		{"tmpfs", "/rw", "tmpfs", 0, "mode=755"},
-		{"root", "/debian", "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=524288"},
-	}); err != nil {
+	mounts := []mount{{"tmpfs", "/rw", "tmpfs", 0, "mode=755"}}
+	lower := "/" + carryPath
+	for i := range trees {
+		tag := rootTag(i)
+		mounts = append(mounts, mount{tag, "/" + tag, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,cache=loose,msize=524288"})
+		lower += ":/" + tag
+	}
+	if err := mountAll(mounts); err != nil {
 		return err
 	}
 	for _, dir := range []string{"/rw/upper", "/rw/work"} {
@@ -147,7 +151,7 @@ func enterRoot() error {
 		}
 	}
 	if err := mountAll([]mount{
-		{"root", root, "overlay", 0, "lowerdir=/" + carryPath + ":/debian,upperdir=/rw/upper,workdir=/rw/work"},
+		{"root", root, "overlay", 0, "lowerdir=" + lower + ",upperdir=/rw/upper,workdir=/rw/work"},
 		{"proc", root + "/proc", "proc", 0, ""},
 		{"sysfs", root + "/sys", "sysfs", 0, ""},
 		{"devtmpfs", root + "/dev", "devtmpfs", 0, ""},

@@ -68,7 +68,7 @@ func (h *host) run(ctx context.Context, binary string, args []string) error {
 		args = append([]string{"-test.testlogfile=" + log}, args...)
 		flags = parseTestFlags(args)
 	}
-	in, err := install(ctx, h.stderr, h.kernel)
+	in, err := install(ctx, h.stderr, h.kernel, needs.trees)
 	if err != nil {
 		return err
 	}
@@ -77,6 +77,7 @@ func (h *host) run(ctx context.Context, binary string, args []string) error {
 		Args:    args,
 		Env:     environment(needs.env),
 		Dir:     h.dir,
+		Roots:   len(in.roots),
 		Results: flags.results(h.dir),
 	}, binary)
 	if err != nil {
@@ -93,7 +94,7 @@ func (h *host) run(ctx context.Context, binary string, args []string) error {
 	vm := machine{
 		tools:     in.tools,
 		kernel:    in.kernel.image,
-		root:      in.root,
+		roots:     in.roots,
 		initramfs: initramfs,
 		memory:    needs.memory,
 		extra:     needs.qemu,

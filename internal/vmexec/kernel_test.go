@@ -11,7 +11,7 @@ import (
 func TestModulesLoadAfterWhatTheyDependOn(t *testing.T) {
 	requireGuest(t)
 	for version := range kernelTrees {
-		in, err := install(t.Context(), io.Discard, version)
+		in, err := install(t.Context(), io.Discard, version, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,6 +48,14 @@ func TestModulesLoadAfterWhatTheyDependOn(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "no module nonesuch") {
 			t.Errorf("%s: error %v", version, err)
 		}
+	}
+}
+
+func TestUnknownTree(t *testing.T) {
+	requireGuest(t)
+	_, err := install(t.Context(), io.Discard, "6.12", []string{"nonesuch"})
+	if err == nil || !strings.Contains(err.Error(), "no tree nonesuch: there are runtimes") {
+		t.Errorf("error %v", err)
 	}
 }
 

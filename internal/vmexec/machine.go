@@ -17,15 +17,16 @@ import (
 
 // A machine is a QEMU guest that runs once.
 type machine struct {
-	tools, root string // trees
-	kernel      string
-	initramfs   *os.File
-	memory      string
-	extra       []string // QEMU arguments
-	console     bool     // show it
-	results     []string // what the guest may write here
-	stdout      io.Writer
-	stderr      io.Writer
+	tools     string   // a tree
+	roots     []string // trees of the guest's root
+	kernel    string
+	initramfs *os.File
+	memory    string
+	extra     []string // QEMU arguments
+	console   bool     // show it
+	results   []string // what the guest may write here
+	stdout    io.Writer
+	stderr    io.Writer
 }
 
 // QEMU's file descriptors. The guest's console and its wire are pipes.
@@ -53,7 +54,12 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 		"-chardev", fmt.Sprintf("file,id=console,path=/dev/fd/%d", consoleFD), "-serial", "chardev:console",
 		"-chardev", fmt.Sprintf("file,id=wire,path=/dev/fd/%d", wireFD),
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=wire,name=" + wireName,
-		"-fsdev", "local,id=root,security_model=none,readonly=on,path=" + strings.ReplaceAll(m.root, ",", ",,"), "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
+	}
+	for i, root := range m.roots {
+		tag := rootTag(i)
+		args = append(args,
+			"-fsdev", "local,id="+tag+",security_model=none,readonly=on,path="+strings.ReplaceAll(root, ",", ",,"),
+			"-device", "virtio-9p-pci,fsdev="+tag+",mount_tag="+tag)
 	}
 	cmd := debpkg.Command(ctx, m.tools, "usr/bin/qemu-system-x86_64", append(args, m.extra...)...)
 	cmd.Env = append(os.Environ(), "QEMU_MODULE_DIR="+filepath.Join(m.tools, "usr/lib/x86_64-linux-gnu/qemu"))

@@ -15,6 +15,7 @@ type needs struct {
 	sources []string // the test files
 	tests   []string // names of the functions in them
 	modules []string
+	trees   []string // of extraTrees
 	files   []carried
 	env     []string
 	qemu    []string
@@ -69,6 +70,8 @@ func (n *needs) directive(dir, comment string) error {
 	switch verb {
 	case "modules":
 		n.modules = append(n.modules, args...)
+	case "tree":
+		n.trees = append(n.trees, args...)
 	case "env":
 		n.env = append(n.env, args...)
 	case "qemu":
@@ -91,7 +94,7 @@ func (n *needs) directive(dir, comment string) error {
 			n.files = append(n.files, carried{src, dst})
 		}
 	default:
-		return fmt.Errorf("%s%s is none of modules, env, file, memory, qemu", directivePrefix, verb)
+		return fmt.Errorf("%s%s is none of modules, env, file, memory, qemu, tree", directivePrefix, verb)
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ package p
 //vmexec:modules fuse
 //vmexec:qemu -device usb-kbd
 //vmexec:env ONE TWO
+//vmexec:tree runtimes
 //vmexec:file ../x /abs/y:/usr/bin/y
 var s = "//vmexec:modules no"
 
@@ -51,6 +52,7 @@ func TestB(t *testing.T) {}
 		tests:   []string{"TestA", "TestB"},
 		modules: []string{"vhci-hcd", "usbip-host", "fuse"},
 		files:   []carried{{beside, beside}, {"/abs/y", "/usr/bin/y"}},
+		trees:   []string{"runtimes"},
 		env:     []string{"ONE", "TWO"},
 		qemu:    []string{"-device", "usb-kbd"},
 		memory:  "1G",
@@ -62,7 +64,7 @@ func TestB(t *testing.T) {}
 
 func TestBadDirectives(t *testing.T) {
 	for _, tt := range []struct{ directive, want string }{
-		{"//vmexec:module fuse", "p_test.go:1:1: //vmexec:module is none of modules, env, file, memory, qemu"},
+		{"//vmexec:module fuse", "p_test.go:1:1: //vmexec:module is none of modules, env, file, memory, qemu, tree"},
 		{"//vmexec:modules", "p_test.go:1:1: //vmexec:modules without arguments"},
 		{"//vmexec:", "p_test.go:1:1: //vmexec: without arguments"},
 		{"//vmexec:memory 1G 2G", "p_test.go:1:1: //vmexec:memory takes one size"},

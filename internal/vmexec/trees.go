@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/usbns/usbns/internal/debpkg"
 )
@@ -31,6 +32,16 @@ var rootTree = debpkg.Tree{
 	Without: documentation,
 }
 
+// extraTrees are laid over the root of the guests that ask for them.
+var extraTrees = map[string]debpkg.Tree{
+	"runtimes": {
+		Name:     "runtimes",
+		Packages: []string{"lxc", "runc", "crun"},
+		Beside:   rootTree.Packages,
+		Without:  documentation,
+	},
+}
+
 var kernelTrees = map[string]debpkg.Tree{
 	"6.12": kernelTree("linux-6.12", "linux-image-6.12-amd64"),
 	"6.1":  kernelTree("linux-6.1", "linux-image-amd64"),
@@ -53,7 +64,9 @@ func kernelTree(name, pkg string) debpkg.Tree {
 }
 
 func trees() []debpkg.Tree {
-	return append(slices.Collect(maps.Values(kernelTrees)), toolsTree, rootTree)
+	all := []debpkg.Tree{toolsTree, rootTree}
+	all = slices.AppendSeq(all, maps.Values(kernelTrees))
+	return slices.AppendSeq(all, maps.Values(extraTrees))
 }
 
 // prepare fetches everything guests of any kernel need.
@@ -72,8 +85,9 @@ func prepare(ctx context.Context, update bool) (err error) {
 			return err
 		}
 	}
+	extra := slices.Collect(maps.Keys(extraTrees))
 	for version := range kernelTrees {
-		if _, err := install(ctx, os.Stderr, version); err != nil {
+		if _, err := install(ctx, os.Stderr, version, extra); err != nil {
 			return err
 		}
 	}
@@ -82,11 +96,12 @@ func prepare(ctx context.Context, update bool) (err error) {
 
 // installation is where everything of Debian's stands that a guest needs.
 type installation struct {
-	tools, root string
-	kernel      *kernel
+	tools  string
+	roots  []string // the trees of the guest's root, upper ones first
+	kernel *kernel
 }
 
-func install(ctx context.Context, log io.Writer, version string) (in installation, err error) {
+func install(ctx context.Context, log io.Writer, version string, extra []string) (in installation, err error) {
 	tree, ok := kernelTrees[version]
 	if !ok {
 		return in, fmt.Errorf("no kernel %s: there are 6.12 and 6.1", version)
@@ -98,8 +113,20 @@ func install(ctx context.Context, log io.Writer, version string) (in installatio
 	if in.tools, err = cache.Path(ctx, toolsTree); err != nil {
 		return in, err
 	}
-	if in.root, err = cache.Path(ctx, rootTree); err != nil {
-		return in, err
+	layers := []debpkg.Tree{rootTree}
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(extra))) {
+		layer, ok := extraTrees[name]
+		if !ok {
+			return in, fmt.Errorf("no tree %s: there are %s", name, strings.Join(slices.Sorted(maps.Keys(extraTrees)), ", "))
+		}
+		layers = slices.Insert(layers, 0, layer)
+	}
+	for _, layer := range layers {
+		root, err := cache.Path(ctx, layer)
+		if err != nil {
+			return in, err
+		}
+		in.roots = append(in.roots, root)
 	}
 	dir, err := cache.Path(ctx, tree)
 	if err != nil {
