@@ -76,8 +76,8 @@ type RawString struct {
 }
 
 // Descriptors is all a device says of itself, checked: every length lies
-// within its buffer, every endpoint exists once a setting, every configuration
-// value is distinct. It is immutable and safe for concurrent use.
+// within its buffer, every endpoint exists once a setting (the first, where a
+// device lists it twice), every configuration value is distinct. It is immutable and safe for concurrent use.
 type Descriptors struct {
 	device  DeviceDescriptor
 	configs []Configuration

@@ -3,6 +3,7 @@ package usb
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"unicode/utf16"
 )
 
@@ -155,6 +156,7 @@ type configParser struct {
 	which string
 	c     Configuration
 	alt   *Alternate
+	twin  bool // the last endpoint was left out: what belongs to it is too
 }
 
 func (p *configParser) add(b []byte) error {
@@ -194,7 +196,7 @@ func (p *configParser) addInterface(b []byte) error {
 	iface.Alternates = append(iface.Alternates, Alternate{
 		Setting: setting, Class: b[5], SubClass: b[6], Protocol: b[7], String: b[8],
 	})
-	p.alt = &iface.Alternates[len(iface.Alternates)-1]
+	p.alt, p.twin = &iface.Alternates[len(iface.Alternates)-1], false
 	return nil
 }
 
@@ -209,10 +211,12 @@ func (p *configParser) addEndpoint(b []byte) error {
 	if a.Number() == 0 {
 		return badDescriptor(p.which, "an endpoint with the number 0")
 	}
-	for _, e := range p.alt.Endpoints {
-		if e.Address == a {
-			return badDescriptor(p.which, "%v stands twice in one setting", a)
-		}
+	// There are devices that list one twice. The first counts, as in Linux
+	// (config_endpoint_is_duplicate in drivers/usb/core/config.c), so that
+	// whoever judges the device judges what a kernel would use.
+	p.twin = slices.ContainsFunc(p.alt.Endpoints, func(e Endpoint) bool { return e.Address == a })
+	if p.twin {
+		return nil
 	}
 	p.alt.Endpoints = append(p.alt.Endpoints, Endpoint{
 		Address: a, Type: TransferType(b[3] & 3), Attributes: b[3],
@@ -227,6 +231,9 @@ func (p *configParser) addCompanion(b []byte) error {
 	}
 	if p.alt == nil || len(p.alt.Endpoints) == 0 {
 		return badDescriptor(p.which, "an endpoint companion before any endpoint")
+	}
+	if p.twin {
+		return nil
 	}
 	e := &p.alt.Endpoints[len(p.alt.Endpoints)-1]
 	e.Burst, e.Companion, e.BytesPerInterval = b[2], b[3], binary.LittleEndian.Uint16(b[4:])

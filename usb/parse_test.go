@@ -132,7 +132,6 @@ func TestNewDescriptorsRefuses(t *testing.T) {
 		{"endpoint too short", "configuration 0", "an endpoint of 6", withConfig(configBytes(1, iface, set(endpointBytes(0x81, Bulk), 0, 6)[:6]))},
 		{"endpoint before any interface", "configuration 0", "before any interface", withConfig(configBytes(1, ep))},
 		{"endpoint 0", "configuration 0", "number 0", withConfig(configBytes(1, iface, endpointBytes(0x80, Bulk)))},
-		{"endpoint twice", "configuration 0", "endpoint 1 IN stands twice", withConfig(configBytes(1, iface, ep, ep))},
 		{"companion too short", "configuration 0", "an endpoint companion of 5", withConfig(configBytes(1, iface, ep, set(companionBytes(), 0, 5)[:5]))},
 		{"companion without endpoint", "configuration 0", "before any endpoint", withConfig(configBytes(1, iface, companionBytes()))},
 		{"companion of an earlier setting", "configuration 0", "before any endpoint", withConfig(configBytes(1, iface, ep, interfaceBytes(0, 1), companionBytes()))},
@@ -158,6 +157,25 @@ func TestNewDescriptorsRefuses(t *testing.T) {
 				t.Errorf("got %q, want it to name %q and %q", err, tt.which, tt.reason)
 			}
 		})
+	}
+}
+
+// TestFirstOfTwins has a second endpoint of one address, of another type and
+// with a companion, which Linux leaves out as well.
+func TestFirstOfTwins(t *testing.T) {
+	twin := set(endpointBytes(0x81, Interrupt), 4, 8, 0)
+	d, err := NewDescriptors(withConfig(configBytes(
+		1, interfaceBytes(0, 0), endpointBytes(0x81, Bulk), twin, companionBytes(), endpointBytes(0x02, Bulk), companionBytes(),
+	)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Endpoint{
+		{Address: 0x81, Type: Bulk, Attributes: 2, MaxPacket: 512, Interval: 4},
+		{Address: 0x02, Type: Bulk, Attributes: 2, MaxPacket: 512, Interval: 4, Burst: 15, Companion: 3, BytesPerInterval: 0x1234},
+	}
+	if got := d.Configurations()[0].Interfaces[0].Alternates[0].Endpoints; !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
 
