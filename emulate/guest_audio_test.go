@@ -53,7 +53,8 @@ type pcmTransfer struct {
 // A pcm is a stream of a sound card.
 type pcm struct{ f *os.File }
 
-// openPCM opens a stream for 48 kHz stereo, with a buffer of half a second.
+// openPCM opens a stream for 48 kHz stereo, with a buffer of two seconds: a guest
+// on a busy machine may not run for one.
 func openPCM(t *testing.T, node string) pcm {
 	t.Helper()
 	f, err := os.OpenFile(node, os.O_RDWR, 0)
@@ -73,7 +74,7 @@ func openPCM(t *testing.T, node string) pcm {
 		p.intervals[i].max = ^uint32(0)
 	}
 	for i, v := range map[int]uint32{
-		pcmChannels: 2, pcmRate: emulate.AudioRate, pcmPeriodSize: emulate.AudioRate / 20, pcmBufferSize: emulate.AudioRate / 2,
+		pcmChannels: 2, pcmRate: emulate.AudioRate, pcmPeriodSize: emulate.AudioRate / 20, pcmBufferSize: 2 * emulate.AudioRate,
 	} {
 		p.intervals[i] = pcmInterval{v, v, 4} // a whole number
 	}
