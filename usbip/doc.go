@@ -72,7 +72,7 @@
 // with Limits.WriteTimeout; one that does not answer cancellations, with
 // ImportOptions.UnlinkTimeout; one that opens connections and asks for nothing,
 // with Exporter.HandshakeTimeout or when too many others come; one that
-// vanished, with TCP keepalive. A peer that answers cancellations and nothing
+// vanished, with Limits.PeerTimeout. A peer that answers cancellations and nothing
 // else is within the protocol: the contexts of those who wait end that.
 //
 // Not everything that is odd is refused. Importers live with the servers there

@@ -34,7 +34,7 @@ type Exporter struct {
 	mu      sync.Mutex
 	exports []*export
 	number  uint32 // of the next device
-	pending []net.Conn
+	pending []pending
 }
 
 // An Event is what happened to a connection of an Exporter.
@@ -42,7 +42,13 @@ type Event struct {
 	Kind  EventKind
 	Peer  net.Addr
 	BusID string // "" where none was asked for
-	Err   error  // why, for Refused and Released
+	Err   error  // why, for all but Imported
+}
+
+// A pending connection is one that is about to make its request.
+type pending struct {
+	conn net.Conn
+	end  context.CancelCauseFunc
 }
 
 // EventKind tells Events apart.
@@ -53,6 +59,7 @@ const (
 	Refused  EventKind = iota // the request failed
 	Imported                  // the importer has the device
 	Released                  // the device is free again
+	Limited                   // a transfer was refused at a limit, the first one of this import
 )
 
 // An export is one device of an Exporter.
@@ -168,8 +175,8 @@ func (e *Exporter) Serve(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		e.begin(conn)
-		conns.Go(func() { e.serveConn(ctx, conn) })
+		hctx := e.begin(ctx, conn)
+		conns.Go(func() { e.serveConn(ctx, hctx, conn) })
 	}
 }
 
@@ -195,21 +202,29 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // begin counts conn among those in handshake, and closes the oldest where they
-// become too many.
-func (e *Exporter) begin(conn net.Conn) {
+// become too many. The context ends with conn's right to be one of them.
+func (e *Exporter) begin(ctx context.Context, conn net.Conn) context.Context {
+	ctx, end := context.WithCancelCause(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.pending) >= orDefault(e.Handshakes, DefaultHandshakes) {
-		e.pending[0].Close()
+		e.pending[0].end(errCrowded)
+		e.pending[0].conn.Close()
 		e.pending = slices.Delete(e.pending, 0, 1)
 	}
-	e.pending = append(e.pending, conn)
+	e.pending = append(e.pending, pending{conn, end})
+	return ctx
 }
 
 func (e *Exporter) finish(conn net.Conn) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.pending = slices.DeleteFunc(e.pending, func(c net.Conn) bool { return c == conn })
+	e.pending = slices.DeleteFunc(e.pending, func(p pending) bool {
+		if p.conn == conn {
+			p.end(nil)
+		}
+		return p.conn == conn
+	})
 }
 
 func (e *Exporter) event(kind EventKind, conn net.Conn, busid string, err error) {
@@ -218,18 +233,17 @@ func (e *Exporter) event(kind EventKind, conn net.Conn, busid string, err error)
 	}
 }
 
-// serveConn answers the one request of a connection.
-func (e *Exporter) serveConn(ctx context.Context, conn net.Conn) {
+// serveConn answers the one request of a connection, as long as hctx lasts.
+func (e *Exporter) serveConn(ctx, hctx context.Context, conn net.Conn) {
 	defer conn.Close()
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tuneTCP(tcp)
-	}
-	x, sctx, err := e.handshake(ctx, conn)
+	x, sctx, err := e.handshake(ctx, hctx, conn)
 	e.finish(conn)
 	switch {
 	case x != nil && err == nil:
 		e.event(Imported, conn, x.busid, nil)
-		err = ServeDevice(sctx, conn, x.devID(), x.dev, &e.ServeOptions)
+		opts := e.ServeOptions
+		opts.limited = func(err error) { e.event(Limited, conn, x.busid, err) }
+		err = ServeDevice(sctx, conn, x.devID(), x.dev, &opts)
 		e.release(x, err)
 		e.event(Released, conn, x.busid, unwrapOp(err))
 	case x != nil:
@@ -250,8 +264,8 @@ func busidOf(err error) string {
 // handshake reads the request and answers it. If that was an IMPORT which could
 // be granted it returns the export, which the connection now owns, and the
 // context that ends with the right to it.
-func (e *Exporter) handshake(ctx context.Context, conn net.Conn) (x *export, sctx context.Context, err error) {
-	hctx, cancel := context.WithTimeoutCause(ctx, orDefault(e.HandshakeTimeout, DefaultHandshakeTimeout), errNoRequest)
+func (e *Exporter) handshake(ctx, hctx context.Context, conn net.Conn) (x *export, sctx context.Context, err error) {
+	hctx, cancel := context.WithTimeoutCause(hctx, orDefault(e.HandshakeTimeout, DefaultHandshakeTimeout), errNoRequest)
 	defer cancel()
 	err = handshake(hctx, conn, 0, func() error {
 		var b [OpHeaderSize + BusIDSize]byte
@@ -288,6 +302,7 @@ func (e *Exporter) handshake(ctx context.Context, conn net.Conn) (x *export, sct
 
 var (
 	errNoRequest = errors.New("no request in time")
+	errCrowded   = errors.New("no request yet, and too many others wait to make theirs")
 	errWithdrawn = errors.New("device was withdrawn")
 )
 

@@ -308,7 +308,7 @@ func TestExporterHandshakeTimeout(t *testing.T) {
 // TestExporterHandshakeFlood shows that connections without a request do not
 // keep others out.
 func TestExporterHandshakeFlood(t *testing.T) {
-	inBubble(t, &Exporter{Handshakes: 4}, func(t *testing.T, l *pipeListener, _ chan Event) {
+	inBubble(t, &Exporter{Handshakes: 4}, func(t *testing.T, l *pipeListener, ended chan Event) {
 		start := time.Now()
 		var silent []net.Conn
 		for range 20 {
@@ -323,6 +323,7 @@ func TestExporterHandshakeFlood(t *testing.T) {
 			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 				t.Errorf("connection %d: %v", i, err)
 			}
+			wantIs(t, (<-ended).Err, errCrowded)
 		}
 		if d := time.Since(start); d != 0 {
 			t.Errorf("only after %v", d)
@@ -331,6 +332,52 @@ func TestExporterHandshakeFlood(t *testing.T) {
 			c.Close()
 		}
 	})
+}
+
+// TestExporterLimited shows that the first transfer beyond a limit is told, and
+// no other.
+func TestExporterLimited(t *testing.T) {
+	noLeaks(t)
+	ev := newEvents()
+	e := &Exporter{ServeOptions: *hostileLimits, OnEvent: func(e Event) { ev.c <- e }}
+	must(t, e.Add("1-1", newFakeDevice()))
+	i := importFrom(t, startExporter(t, e), "1-1", nil)
+	configure(t, i)
+	for range 3 {
+		u := bulkInURB(hostileLimits.Limits.Bytes)
+		wantIs(t, usb.Do(t.Context(), i, &u), usb.StatusNoMemory.Err())
+	}
+	i.Close()
+	ev.next(t, Imported, "1-1")
+	ev.next(t, Limited, "1-1")
+	ev.next(t, Released, "1-1")
+}
+
+// TestExporterBusyUntilReset imports a device whose last importer has left,
+// while it is still being reset.
+func TestExporterBusyUntilReset(t *testing.T) {
+	noLeaks(t)
+	e := &Exporter{}
+	dev := newFakeDevice()
+	started, goOn := make(chan struct{}), make(chan struct{})
+	dev.reset = func(context.Context) error {
+		close(started)
+		<-goOn
+		return nil
+	}
+	must(t, e.Add("1-1", dev))
+	addr := startExporter(t, e)
+	must(t, importFrom(t, addr, "1-1", nil).Close())
+	<-started
+	_, err := RequestImport(t.Context(), dial(t, addr), "1-1")
+	wantIs(t, err, OpBusy)
+	close(goOn)
+	dev.mu.Lock() // the reset is over
+	dev.reset = nil
+	dev.mu.Unlock()
+	must(t, e.Remove(t.Context(), "1-1"))
+	must(t, e.Add("1-1", dev))
+	importFrom(t, addr, "1-1", nil)
 }
 
 // TestExporterServeEnds shows that importers lose their device when Serve is

@@ -152,8 +152,7 @@ func FuzzExporter(f *testing.F) {
 		must(t, e.Add("1-1", dev))
 		conn := newScriptConn(script)
 		close(conn.start)
-		e.begin(conn)
-		e.serveConn(t.Context(), conn)
+		e.serveConn(t.Context(), e.begin(t.Context(), conn), conn)
 		if len(dev.waiting) != 0 || len(e.pending) != 0 || e.exports[0].user != nil {
 			t.Error("something is left of the connection")
 		}

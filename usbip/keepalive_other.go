@@ -2,6 +2,9 @@
 
 package usbip
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
-func setUserTimeout(*net.TCPConn) {}
+func setUserTimeout(*net.TCPConn, time.Duration) {}

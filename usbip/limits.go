@@ -17,6 +17,11 @@ type Limits struct {
 	// WriteTimeout ends a connection whose peer takes less than 64 KiB of
 	// what is waiting for it in that time. Default: 30 s.
 	WriteTimeout time.Duration
+	// PeerTimeout ends a TCP connection whose peer vanished without a word:
+	// one that has acknowledged nothing for that long, be it data or the
+	// keepalive probes that are sent when there is none. Whole seconds count,
+	// from 2 on. Default: 30 s.
+	PeerTimeout time.Duration
 }
 
 // Defaults of Limits and options.
@@ -24,6 +29,7 @@ const (
 	DefaultURBs               = 1024
 	DefaultBytes              = 16 << 20
 	DefaultWriteTimeout       = 30 * time.Second
+	DefaultPeerTimeout        = 30 * time.Second
 	DefaultUnlinkTimeout      = 5 * time.Second
 	DefaultResetTimeout       = 5 * time.Second
 	DefaultHandshakeTimeout   = 10 * time.Second
@@ -36,6 +42,7 @@ func (l Limits) orDefaults() Limits {
 		URBs:         orDefault(l.URBs, DefaultURBs),
 		Bytes:        orDefault(l.Bytes, DefaultBytes),
 		WriteTimeout: orDefault(l.WriteTimeout, DefaultWriteTimeout),
+		PeerTimeout:  orDefault(l.PeerTimeout, DefaultPeerTimeout),
 	}
 }
 

@@ -52,7 +52,7 @@ func (l *link) init(conn net.Conn, limits Limits) {
 	l.drainFunc = l.drain
 	l.raw.init(l)
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		tuneTCP(tcp)
+		tuneTCP(tcp, l.limits.PeerTimeout)
 	}
 }
 

@@ -19,6 +19,8 @@ type ServeOptions struct {
 	// ResetTimeout bounds the reset of the device, by the peer and at the end
 	// of the connection. Default: 5 s.
 	ResetTimeout time.Duration
+
+	limited func(error) // told once, when a transfer was refused at a limit
 }
 
 // ServeDevice gives dev to the importer at the other end of conn, which is past
@@ -41,6 +43,7 @@ func ServeDevice(ctx context.Context, conn net.Conn, devid uint32, dev usb.Devic
 		dev:          dev,
 		devid:        devid,
 		resetTimeout: orDefault(opts.ResetTimeout, DefaultResetTimeout),
+		limited:      opts.limited,
 		endpoints:    usb.NewEndpoints(dev.Descriptors()),
 		transfers:    make(map[uint32]*transfer),
 	}
@@ -68,6 +71,7 @@ type session struct {
 	dev          usb.Device
 	devid        uint32
 	resetTimeout time.Duration
+	limited      func(error) // of the reader; nil once it was called
 	endpoints    *usb.Endpoints
 	resets       sync.WaitGroup
 
@@ -202,6 +206,10 @@ func (s *session) cmdSubmit(c CmdSubmit) error {
 	t, status, err := s.accept(&c, shape)
 	if err != nil {
 		return err
+	}
+	if status == usb.StatusNoMemory && s.limited != nil {
+		s.limited(fmt.Errorf("a transfer of %d bytes was refused: at most %d may be in flight, of %d bytes in all", c.Length, s.limits.URBs, s.limits.Bytes))
+		s.limited = nil
 	}
 	if status != usb.StatusOK {
 		return s.refuse(&c, shape, status)

@@ -103,6 +103,8 @@ func logEvent(log *slog.Logger, e usbip.Event) {
 			return
 		}
 		log.Info("released", "busid", e.BusID, "peer", e.Peer)
+	case usbip.Limited:
+		log.Warn("limited", "busid", e.BusID, "peer", e.Peer, "reason", e.Err)
 	case usbip.Refused:
 		log.Warn("refused", "busid", e.BusID, "peer", e.Peer, "reason", e.Err)
 	}
