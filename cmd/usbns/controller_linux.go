@@ -1,0 +1,108 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/usbns/usbns/control"
+)
+
+func newController(dir *string) *cobra.Command {
+	cmd := &cobra.Command{Use: "controller", Short: "Make, list and delete controllers"}
+	cmd.AddCommand(newControllerCreate(dir), newControllerList(dir), newControllerDelete(dir))
+	return cmd
+}
+
+func newControllerCreate(dir *string) *cobra.Command {
+	r := control.Create{}
+	var owner string
+	cmd := &cobra.Command{
+		Use:     "create [NAME]",
+		Short:   "Make controllers",
+		Example: "  usbns controller create alice\n  usbns controller create --count 100 --ports 2 --owner 1000:1000",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if len(args) == 1 {
+				r.Name = args[0]
+			}
+			if r.UID, r.GID, err = parseOwner(owner); err != nil {
+				return err
+			}
+			made, err := control.NewClient(*dir).Create(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			for _, c := range made {
+				fmt.Fprintln(cmd.OutOrStdout(), c.Index)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().IntVar(&r.Count, "count", 1, "how many to make")
+	cmd.Flags().StringVar(&r.Driver, "driver", "user", "what stands behind the ports: user keeps devices in user space")
+	cmd.Flags().IntVar(&r.HubPorts, "ports", 0, "ports of each speed half, 1 to 15 (default 8)")
+	cmd.Flags().StringVar(&owner, "owner", "0:0", "owner, as UID:GID")
+	return cmd
+}
+
+func parseOwner(s string) (uid, gid uint32, err error) {
+	u, g, _ := strings.Cut(s, ":")
+	a, err1 := strconv.ParseUint(u, 10, 32)
+	b, err2 := strconv.ParseUint(g, 10, 32)
+	if err1 != nil || err2 != nil {
+		return 0, 0, fmt.Errorf("--owner %s: want UID:GID, two numbers", s)
+	}
+	return uint32(a), uint32(b), nil
+}
+
+func newControllerList(dir *string) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List controllers",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := control.NewClient(*dir).Controllers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), list)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "INDEX\tNAME\tDRIVER\tPORTS\tOWNER")
+			for _, c := range list {
+				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d:%d\n", c.Index, or(c.Name, "-"), c.Driver, 2*c.HubPorts, c.UID, c.GID)
+			}
+			return w.Flush()
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newControllerDelete(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete CONTROLLER...",
+		Short: "Delete controllers, by index or name, and detach their devices",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client := control.NewClient(*dir)
+			for _, ref := range args {
+				if err := client.Delete(cmd.Context(), ref); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// controllerFlag is the choice of a controller, the first one by default.
+func controllerFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("controller", "i", "0", "controller, by index or name")
+}
