@@ -65,6 +65,7 @@ type Raw struct {
 	Configurations [][]byte
 	BOS            []byte      `json:",omitempty"`
 	Strings        []RawString `json:",omitempty"`
+	Reports        []RawReport `json:",omitempty"`
 }
 
 // A RawString is a string descriptor in one language. Index 0, language 0 is
@@ -73,6 +74,13 @@ type RawString struct {
 	Index  uint8
 	LangID uint16
 	Data   []byte
+}
+
+// A RawReport is the report descriptor of an interface of the HID class in the
+// first configuration.
+type RawReport struct {
+	Interface uint8
+	Data      []byte
 }
 
 // Descriptors is all a device says of itself, checked: every length lies

@@ -75,6 +75,13 @@ func NewDescriptors(raw Raw) (*Descriptors, error) {
 			return nil, err
 		}
 	}
+	for i, r := range raw.Reports {
+		twice := slices.ContainsFunc(raw.Reports[:i], func(o RawReport) bool { return o.Interface == r.Interface })
+		if n := d.reportLength(r.Interface); n == 0 || len(r.Data) != int(n) || twice {
+			return nil, badDescriptor(fmt.Sprintf("report of interface %d", r.Interface),
+				"is %d bytes, not the %d of the HID descriptor, or stands twice", len(r.Data), n)
+		}
+	}
 	return d, nil
 }
 
@@ -85,6 +92,9 @@ func checkSize(raw Raw) error {
 	}
 	for _, s := range raw.Strings {
 		n += len(s.Data)
+	}
+	for _, r := range raw.Reports {
+		n += len(r.Data)
 	}
 	if n > MaxDescriptorBytes {
 		return badDescriptor("device", "all descriptors together are %d bytes, more than %d", n, MaxDescriptorBytes)
@@ -300,14 +310,19 @@ func EncodeString(s string) []byte {
 	return b
 }
 
-// Answer returns what a standard GET_DESCRIPTOR to the device asks for, cut to
-// its Length, and false where the device has none: a stall. The result must
+// Answer returns what a standard GET_DESCRIPTOR to the device, or one for the
+// report descriptor of an interface, asks for, cut to its Length, and false
+// where the device has none: a stall, unless it is a report descriptor that
+// [ReadReports] was not asked to read. The result must
 // not be changed. Other requests are false as well.
 func (d *Descriptors) Answer(s Setup) ([]byte, bool) {
-	if !s.Is(DirIn, ReqGetDescriptor) {
-		return nil, false
+	var b []byte
+	switch {
+	case s.Is(DirIn, ReqGetDescriptor):
+		b = d.lookup(uint8(s.Value>>8), uint8(s.Value), s.Index)
+	case s.Is(DirIn|toInterface, ReqGetDescriptor) && s.Value == descReport<<8 && s.Index <= 0xff:
+		b = d.Report(uint8(s.Index))
 	}
-	b := d.lookup(uint8(s.Value>>8), uint8(s.Value), s.Index)
 	if b == nil {
 		return nil, false
 	}
