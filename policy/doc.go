@@ -1,0 +1,33 @@
+// Package policy is the USB firewall: it judges a device by its descriptors
+// before anything of this machine uses it.
+//
+// A [Policy] says which classes of functions a device may have, and which
+// devices are let in or kept out whatever they are. Every configuration and
+// every alternate setting of a device counts, and the class of the device
+// itself: a disk that hides behind a second configuration is a disk. What may
+// be any of several classes must be allowed as all of them.
+//
+// The defaults of a controller whose devices reach the kernel keep out what the
+// host itself would act on: network interfaces, which its network manager takes
+// up; disks, whose tables it reads and whose file systems it parses; hubs,
+// behind which more devices would appear; Bluetooth; and what can type, which
+// is a keyboard of the host's console too. [Host] says whether a host is safe
+// from those.
+//
+// # What can type
+//
+// A HID interface is a keyboard unless its report descriptor proves otherwise.
+// The proof is an allow-list: all of its usages lie on pages that Linux makes no
+// dangerous keys of (drivers/hid/hid-input.c), a digitizer's or a mouse's for
+// instance. Consumer control and system control count as keyboards, for they
+// turn machines off. For the proof to hold, the kernel must be served the very
+// report descriptor that was judged, as usb.Descriptors.Answer does.
+//
+// # What it is not
+//
+// A policy believes what the device says. It keeps a device from doing what
+// other devices do, not from lying about its vendor, product and serial number:
+// whoever allows 1234:5678 allows anyone who claims these numbers, as whatever
+// class. Nor does it find faults in the drivers of allowed classes: a vendor
+// class device is bound by whatever driver claims its numbers.
+package policy
