@@ -1,0 +1,32 @@
+// Package escape tries to reach another container's USB device from inside a
+// container. It is the attacker that usbns is tested with.
+//
+// A [Case] is one way to list, open, hear of, detach or guess a device. [Run]
+// tries all of them, first on a device of a neighbour and then on the own one,
+// and prints a [Result] a line. The attacker knows everything beforehand, bus
+// and node numbers, port, serial number, inode, names, so that nothing is safe
+// only because it is hard to guess: see [Target].
+//
+// A case is worth as much as its eyes. Two things guard against a suite that
+// finds nothing because it is blind: cases with Own set must succeed on the own
+// device, and on a machine without any protection nearly all must succeed on the
+// neighbour's, which the guest tests of this package check.
+//
+// # How it works
+//
+// Everything happens in a process of its own inside the container, the program
+// itself under the name usbns-escape (see [Main]), with a [Known] as JSON on its
+// standard input. A case that needs namespaces of its own runs in a child that
+// has them. A case that does not end is given up. What is mounted or made on the
+// way is in a mount namespace or a directory that goes with the process; only
+// cases with Harms set leave marks, they detach, and come last.
+//
+// Where the attempt itself would harm the machine, the right to do it counts as
+// success: a control file that can be opened for writing, a module whose text the
+// kernel starts to read.
+//
+// # What it is not
+//
+// No proof of safety: it knows the ways its authors knew. It does not exploit
+// faults of the kernel, and it measures no time.
+package escape
