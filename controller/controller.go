@@ -17,6 +17,7 @@ import (
 type Controller struct {
 	cfg     Config
 	index   int
+	serial  uint64
 	onEvent func(Event)
 
 	// telling is held from the change of a port until it is told. It is taken
@@ -52,6 +53,7 @@ type PortInfo struct {
 	ManufacturerName, ProductName string
 	SerialNumber                  string
 
+	Path string // of the Attachment: the device in the kernel's sysfs, or ""
 	From vhci.Record
 }
 
@@ -74,6 +76,10 @@ const (
 
 // Index returns the controller's index, the N of vhci_hcd.N.
 func (c *Controller) Index() int { return c.index }
+
+// Serial returns a number, not 0, that no other controller of the table has or
+// had: an index is used again.
+func (c *Controller) Serial() uint64 { return c.serial }
 
 // Config returns what the controller was made with, defaults filled in.
 func (c *Controller) Config() Config { return c.cfg }
@@ -319,6 +325,7 @@ func (s *slot) info() PortInfo {
 	if s.att == nil {
 		return info
 	}
+	info.Path = s.att.Path()
 	d := s.att.Descriptors()
 	info.Vendor, info.Product = d.Device().Vendor, d.Device().Product
 	info.ManufacturerName, info.ProductName, info.SerialNumber = d.Manufacturer(), d.Product(), d.Serial()

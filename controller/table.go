@@ -47,6 +47,7 @@ type Table struct {
 	byName map[string]*Controller
 	free   indexHeap // those of list that are nil and not being deleted
 	count  int
+	serial uint64 // of the last that was made
 }
 
 // Create makes count controllers at the lowest free indexes, all or none. A
@@ -75,7 +76,8 @@ func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
 	}
 	made := make([]*Controller, count)
 	for i := range made {
-		c := &Controller{cfg: cfg, index: t.takeIndex(), onEvent: t.OnEvent}
+		t.serial++
+		c := &Controller{cfg: cfg, index: t.takeIndex(), serial: t.serial, onEvent: t.OnEvent}
 		t.list[c.index] = c
 		made[i] = c
 	}

@@ -97,6 +97,23 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
+// An index is used again, a serial number is not.
+func TestSerial(t *testing.T) {
+	var table Table
+	seen := map[uint64]bool{0: true}
+	for range 3 {
+		made, err := table.Create(Config{Driver: &User{}}, 2)
+		must(t, err)
+		for _, c := range made {
+			if seen[c.Serial()] {
+				t.Errorf("serial number %d is used again", c.Serial())
+			}
+			seen[c.Serial()] = true
+		}
+		must(t, table.Delete(made[0].Index()))
+	}
+}
+
 func TestDeleteDetachesAll(t *testing.T) {
 	noLeaks(t)
 	var table Table
