@@ -165,18 +165,45 @@ func shareFiles(tid, tgid int) error {
 	return nil
 }
 
+// Dying tells whether a signal that ends a program waits for the thread tid of
+// the caller: it is being killed, or was asked to end. It must be called while
+// that thread waits for the answer.
+func (c *Caller) Dying(tid int) bool {
+	const ending = 1<<(unix.SIGHUP-1) | 1<<(unix.SIGINT-1) | 1<<(unix.SIGQUIT-1) | 1<<(unix.SIGKILL-1) | 1<<(unix.SIGTERM-1)
+	var sets [3]uint64
+	for i, name := range [...]string{"SigPnd", "ShdPnd", "SigBlk"} {
+		value, err := threadStatus(tid, name)
+		if err == nil {
+			sets[i], err = strconv.ParseUint(value, 16, 64)
+		}
+		if err != nil {
+			return true // it is gone
+		}
+	}
+	return (sets[0]|sets[1])&^sets[2]&ending != 0
+}
+
 // threadGroup returns the process id of a thread.
 func threadGroup(tid int) (int, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	value, err := threadStatus(tid, "Tgid")
 	if err != nil {
 		return 0, err
 	}
+	return strconv.Atoi(value)
+}
+
+// threadStatus returns a field of a thread's status.
+func threadStatus(tid int, field string) (string, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return "", err
+	}
 	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "Tgid:"); ok {
-			return strconv.Atoi(strings.TrimSpace(value))
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.TrimSpace(value), nil
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no Tgid", tid)
+	return "", fmt.Errorf("/proc/%d/status has no %s", tid, field)
 }
 
 func outside(subject string) error {
