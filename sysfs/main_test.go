@@ -1,0 +1,284 @@
+//go:build linux
+
+package sysfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/container"
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/vhci"
+)
+
+// helperEnv makes the test binary one of the programs that use a tree.
+const helperEnv = "USBNS_SYSFS_HELPER"
+
+func TestMain(m *testing.M) {
+	if helper := os.Getenv(helperEnv); helper != "" {
+		name, arg, _ := strings.Cut(helper, " ")
+		if err := map[string]func(string) error{"attach": helpAttach, "write": helpWrite, "serve": helpServe}[name](arg); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	// Let the runtime open the descriptors that it keeps.
+	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		l.Close()
+	}
+	os.Exit(m.Run())
+}
+
+// helper makes the test binary a helper.
+func helper(t testing.TB, what string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), helperEnv+"="+what)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// helpAttach dials the second word of arg and attaches it with the file attach
+// that is the first.
+func helpAttach(arg string) error {
+	var path, address string
+	if _, err := fmt.Sscan(arg, &path, &address); err != nil {
+		return err
+	}
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return attach(path, 0, conn.(*net.TCPConn))
+}
+
+// helpWrite writes arg to its standard output.
+func helpWrite(arg string) error {
+	_, err := syscall.Write(1, []byte(arg))
+	return err
+}
+
+// helpServe mounts a tree on arg, says so, and waits.
+func helpServe(arg string) error {
+	var table controller.Table
+	if _, err := table.Create(controller.Config{Driver: &controller.User{}}, 1); err != nil {
+		return err
+	}
+	f, err := Mount(arg, Options{Table: &table, Identify: identify, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	fmt.Println(f.NamelessDir(table.Controller(0)))
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+func identify(tid int) (Caller, error) {
+	c, err := container.IdentifyCaller(tid)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// attach writes the number of conn to the file attach.
+func attach(path string, port int, conn *net.TCPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var werr error
+	if err := raw.Control(func(fd uintptr) {
+		werr = write(path, string(vhci.AppendAttach(nil, vhci.AttachRequest{
+			Port: port, SockFD: int(fd), DevID: testDevID, Speed: usb.SpeedHigh,
+		})))
+	}); err != nil {
+		return err
+	}
+	return werr
+}
+
+// write writes a file with one system call.
+func write(path, text string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(text))
+	return err
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// needFUSE skips the test where nothing can be mounted.
+func needFUSE(t testing.TB) {
+	t.Helper()
+	var reason string
+	if os.Geteuid() != 0 {
+		reason = "needs root to mount"
+	} else if fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		reason = fmt.Sprintf("needs /dev/fuse: %v", err)
+	} else {
+		unix.Close(fd)
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal(reason)
+	}
+	t.Skip(reason)
+}
+
+// tempDir returns a directory with a short name.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// start mounts the tree of a table with count controllers until the test ends,
+// and then looks for what it left.
+func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.Table) {
+	t.Helper()
+	needFUSE(t)
+	noLeaks(t)
+	table := new(controller.Table)
+	if count > 0 {
+		if _, err := table.Create(controller.Config{Driver: &controller.User{Timeout: patience}, UID: 7, GID: 8, HubPorts: 2}, count); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := Options{Table: table, Identify: identify, Log: slog.New(slog.DiscardHandler)}
+	if change != nil {
+		change(&o)
+	}
+	dir := filepath.Join(tempDir(t), "sys")
+	f, err := Mount(dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it was closed
+			t.Error(err)
+		}
+		table.Close()
+		if strings.Contains(read(t, "/proc/self/mountinfo"), dir) {
+			t.Errorf("%s is still mounted", dir)
+		}
+	})
+	return f, table
+}
+
+// noLeaks fails the test if goroutines of this module or descriptors are left.
+func noLeaks(t testing.TB) {
+	t.Helper()
+	before := descriptors(t)
+	t.Cleanup(func() {
+		for ours := " "; ours != ""; runtime.Gosched() {
+			if t.Context().Err() != nil {
+				break
+			}
+			ours = ""
+			buf := make([]byte, 1<<20)
+			for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
+				if strings.Contains(g, "usbns/") && !strings.Contains(g, "testing.tRunner") {
+					ours = g
+				}
+			}
+		}
+		if after := descriptors(t); len(after) > len(before) {
+			t.Errorf("descriptors before: %v, after: %v", before, after)
+		}
+	})
+}
+
+func descriptors(t testing.TB) []string {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open []string
+	for _, e := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
+			open = append(open, e.Name()+" "+target)
+		}
+	}
+	return open
+}
+
+const testDevID = 0x10002
+
+// patience is for slow machines.
+const patience = 30 * time.Second
+
+// connect returns both ends of a TCP connection.
+func connect(t testing.TB) (here, peer *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a.(*net.TCPConn), b.(*net.TCPConn)
+}
+
+// serve is an exporter of a scanner on peer until the test ends.
+func serve(t testing.TB, peer net.Conn) {
+	t.Helper()
+	scanner, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { usbip.ServeDevice(ctx, peer, testDevID, scanner, nil) })
+	t.Cleanup(func() { cancel(); wg.Wait(); scanner.Close() })
+}
+
+func wantErrno(t testing.TB, what string, err error, want syscall.Errno) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
