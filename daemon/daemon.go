@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package daemon wires the rest of usbns together: it holds the controllers of
-// a machine and serves the API of package control in a run directory.
+// a machine, and serves the API of package control and the control files of
+// package sysfs in a run directory.
 //
 // It keeps nothing on disk: devices of the driver user live in its process, and
 // end with it.
@@ -20,9 +21,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/container"
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/sysfs"
 )
 
 // ErrRunning says that another daemon has the run directory.
@@ -56,9 +59,27 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 
 	table := &controller.Table{OnEvent: func(e controller.Event) { logEvent(log, e) }}
 	defer table.Close()
+	files, err := sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: table, Identify: identify, Log: log})
+	if err != nil {
+		log.Warn("no control files, which need root and /dev/fuse", "reason", err)
+	} else {
+		defer func() {
+			if err := files.Close(); err != nil {
+				log.Warn("control files are left mounted", "reason", err)
+			}
+		}()
+	}
 	s := &server.Server{Table: table, Drivers: map[string]controller.Driver{"user": &controller.User{}}}
 	ready()
 	return serve(ctx, s, api, attach)
+}
+
+func identify(tid int) (sysfs.Caller, error) {
+	c, err := container.IdentifyCaller(tid)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // serve returns when ctx ends or either socket fails, after both have ended.
