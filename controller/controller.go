@@ -15,10 +15,13 @@ import (
 // A Controller is a host controller with ports to attach devices to. A Table
 // makes and ends it. All methods are safe for concurrent use.
 type Controller struct {
-	cfg     Config
-	index   int
-	serial  uint64
-	onEvent func(Event)
+	cfg    Config
+	index  int
+	serial uint64
+	table  *Table
+
+	// saving is held while the state is written down. It is taken before mu.
+	saving sync.Mutex
 
 	// telling is held from the change of a port until it is told. It is taken
 	// before mu.
@@ -26,8 +29,8 @@ type Controller struct {
 
 	mu        sync.RWMutex
 	slots     []*slot // by port, nil where free; nil until the first attach
-	attaching bool
-	closed    bool
+	attaching *slot
+	closed    error // why nothing can be attached any more
 
 	// running counts attaches and watchers. A watcher is counted before its
 	// attach is over, and an attach under mu and not when closed, so that a
@@ -40,6 +43,7 @@ type slot struct {
 	port   vhci.Port
 	from   vhci.Record
 	att    Attachment // nil as long as port.Status is StatusNotAssigned
+	saved  []byte     // what restores att, nil if nothing does
 	cancel context.CancelCauseFunc
 }
 
@@ -113,29 +117,82 @@ func (c *Controller) Attach(ctx context.Context, port int, p Plug) (int, error) 
 	if p.Device != nil {
 		p.Speed = p.Device.Speed()
 	}
-	if !p.Speed.Valid() {
-		return 0, c.error("attach", port, syscall.EINVAL, fmt.Errorf("device of %v speed", p.Speed))
-	}
-	number, ok := c.Geometry().Landing(port, p.Speed)
-	if !ok {
-		return 0, c.error("attach", port, syscall.EINVAL, errNoPort)
-	}
-	p.Controller = c.index
-
-	// life ends with Detach, and outlives ctx.
-	life, cancel := context.WithCancelCause(context.Background())
-	s, err := c.reserve(number, p, cancel)
+	number, err := c.landing("attach", port, p.Speed)
 	if err != nil {
-		cancel(nil)
+		return 0, err
+	}
+	s, life, err := c.reserve("attach", number, p)
+	if err != nil {
 		return 0, err
 	}
 	defer c.running.Done()
+	return number, c.plug(ctx, life, "attach", s, func(attempt context.Context) (Attachment, error) {
+		return c.cfg.Driver.Attach(attempt, c.prepare(s, p))
+	})
+}
 
+// landing returns the port that a device of a speed takes.
+func (c *Controller) landing(op string, port int, speed usb.Speed) (int, error) {
+	if !speed.Valid() {
+		return 0, c.error(op, port, syscall.EINVAL, fmt.Errorf("device of %v speed", speed))
+	}
+	number, ok := c.Geometry().Landing(port, speed)
+	if !ok {
+		return 0, c.error(op, port, syscall.EINVAL, errNoPort)
+	}
+	return number, nil
+}
+
+// prepare fills in what is the controller's part of a plug for a slot.
+func (c *Controller) prepare(s *slot, p Plug) Plug {
+	p.Controller = c.index
+	judge, ready := p.Judge, p.Ready
+	p.Judge = func(d *usb.Descriptors) error {
+		if err := c.cfg.Policy.Judge(p.Speed, d, c.others(s)); err != nil {
+			return err
+		}
+		if judge == nil {
+			return nil
+		}
+		return judge(d)
+	}
+	p.Ready = func(a Attachment) error {
+		if saved := a.Saved(); saved != nil {
+			c.mu.Lock()
+			s.saved = saved
+			c.mu.Unlock()
+			if err := c.save(); err != nil {
+				return fmt.Errorf("device %w: %w", errSave, err)
+			}
+		}
+		if ready == nil {
+			return nil
+		}
+		return ready(a)
+	}
+	return p
+}
+
+// others counts the ports in use beside that of s.
+func (c *Controller) others(s *slot) (n int) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, other := range c.slots {
+		if other != nil && other != s {
+			n++
+		}
+	}
+	return n
+}
+
+// plug makes the attachment of a reserved slot and tells of it, or frees the
+// slot. life ends with Detach, and outlives ctx.
+func (c *Controller) plug(ctx, life context.Context, op string, s *slot, attach func(context.Context) (Attachment, error)) error {
 	attempt, cancelAttempt := context.WithCancelCause(ctx)
 	defer cancelAttempt(nil)
 	stop := context.AfterFunc(life, func() { cancelAttempt(context.Cause(life)) })
 	defer stop()
-	att, err := c.cfg.Driver.Attach(attempt, p)
+	att, err := attach(attempt)
 	if err != nil {
 		errno := attachErrno(err)
 		if attempt.Err() != nil {
@@ -143,9 +200,9 @@ func (c *Controller) Attach(ctx context.Context, port int, p Plug) (int, error) 
 			err = context.Cause(attempt)
 			errno = attachErrno(errors.Join(err, attempt.Err()))
 		}
-		cancel(nil)
-		c.release(s, true)
-		return 0, c.error("attach", number, errno, err)
+		s.cancel(nil)
+		c.release(s)
+		return c.error(op, s.port.Number, errno, err)
 	}
 
 	c.telling.Lock()
@@ -153,32 +210,34 @@ func (c *Controller) Attach(ctx context.Context, port int, p Plug) (int, error) 
 	c.mu.Lock()
 	s.att = att
 	s.port.Status = vhci.StatusUsed
-	c.attaching = false
+	c.attaching = nil
 	info := s.info()
 	c.mu.Unlock()
 	c.tell(Event{Kind: Attached, Port: info})
 	c.running.Go(func() { c.watch(life, s, att) })
-	return number, nil
+	return nil
 }
 
 var errNoPort = errors.New("there is no such port")
 
-// reserve takes a port and counts the attach as running.
-func (c *Controller) reserve(number int, p Plug, cancel context.CancelCauseFunc) (*slot, error) {
+// reserve takes a port and counts what is done with it as running. One slot is
+// attaching at a time; those that are restored are not counted among them.
+func (c *Controller) reserve(op string, number int, p Plug) (*slot, context.Context, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.closed:
-		return nil, c.error("attach", number, syscall.ENODEV, errClosed)
-	case c.attaching:
-		return nil, c.error("attach", number, syscall.EAGAIN, errors.New("another attach is running"))
+	case c.closed != nil:
+		return nil, nil, c.error(op, number, syscall.ENODEV, c.closed)
+	case op == "attach" && c.attaching != nil:
+		return nil, nil, c.error(op, number, syscall.EAGAIN, errors.New("another attach is running"))
 	case c.slots != nil && c.slots[number] != nil:
-		return nil, c.error("attach", number, syscall.EBUSY, errors.New("port is in use"))
+		return nil, nil, c.error(op, number, syscall.EBUSY, errors.New("port is in use"))
 	}
 	if c.slots == nil {
 		c.slots = make([]*slot, c.Geometry().Ports())
 	}
 	place, _ := c.Geometry().Place(number)
+	life, cancel := context.WithCancelCause(context.Background())
 	s := &slot{
 		port: vhci.Port{
 			Number: number,
@@ -193,18 +252,25 @@ func (c *Controller) reserve(number int, p Plug, cancel context.CancelCauseFunc)
 		cancel: cancel,
 	}
 	c.slots[number] = s
-	c.attaching = true
+	if op == "attach" {
+		c.attaching = s
+	}
 	c.running.Add(1)
-	return s, nil
+	return s, life, nil
 }
 
 // release frees the port of s, which is still attaching or was attached.
-func (c *Controller) release(s *slot, attaching bool) {
+func (c *Controller) release(s *slot) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.slots[s.port.Number] = nil
-	if attaching {
-		c.attaching = false
+	if c.attaching == s {
+		c.attaching = nil
+	}
+	left := c.closed == errLeft
+	c.mu.Unlock()
+	if s.saved != nil && !left {
+		// A later process does not find what is not there any more.
+		_ = c.save()
 	}
 }
 
@@ -216,7 +282,12 @@ func (c *Controller) watch(life context.Context, s *slot, att Attachment) {
 		why = att.Err()
 	case <-life.Done():
 	}
-	att.Detach()
+	left := context.Cause(life) == errLeft
+	if left {
+		att.Leave()
+	} else {
+		att.Detach()
+	}
 	s.cancel(nil)
 
 	c.telling.Lock()
@@ -224,14 +295,16 @@ func (c *Controller) watch(life context.Context, s *slot, att Attachment) {
 	c.mu.RLock()
 	info := s.info()
 	c.mu.RUnlock()
-	c.release(s, false)
-	c.tell(Event{Kind: Detached, Port: info, Err: why})
+	c.release(s)
+	if !left || s.saved == nil {
+		c.tell(Event{Kind: Detached, Port: info, Err: why})
+	}
 }
 
 func (c *Controller) tell(e Event) {
-	if c.onEvent != nil {
+	if c.table.OnEvent != nil {
 		e.Controller = c
-		c.onEvent(e)
+		c.table.OnEvent(e)
 	}
 }
 
@@ -256,14 +329,18 @@ func (s *slot) end(cause error) {
 	s.cancel(cause)
 }
 
-// stop lets go of all ports for good.
-func (c *Controller) stop() {
+// stop lets go of all ports for good: with errClosed they are detached, with
+// errLeft what a later process can restore is left as it is.
+func (c *Controller) stop(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
+	if c.closed != nil {
+		return
+	}
+	c.closed = cause
 	for _, s := range c.slots {
 		if s != nil {
-			s.end(errClosed)
+			s.end(cause)
 		}
 	}
 }

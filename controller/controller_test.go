@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
@@ -226,7 +227,7 @@ func TestDetachEndsAnAttach(t *testing.T) {
 func TestDeleteEndsAnAttach(t *testing.T) {
 	noLeaks(t)
 	c, result := startAttach(t, t.Context())
-	c.stop()
+	c.stop(errClosed)
 	wantErrno(t, <-result, syscall.ENODEV)
 	_, err := c.Attach(t.Context(), 0, Plug{Device: newScanner(t, 0)})
 	wantErrno(t, err, syscall.ENODEV)
@@ -378,7 +379,7 @@ func TestEventsAreInOrder(t *testing.T) {
 		runtime.Gosched()
 		kinds = append(kinds, e.Kind)
 	}}
-	made, err := table.Create(Config{Driver: &User{}}, 1)
+	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
 	must(t, err)
 	const rounds = 200
 	for range rounds {

@@ -53,7 +53,12 @@ type Attachment interface {
 	// is left. It can be called again, and after Done.
 	Detach()
 
-	// Done is closed when the device is gone, Detach included.
+	// Leave lets go of the attachment and leaves the device attached, for a later
+	// process to restore. Where Saved is nil it is Detach. It returns when nothing
+	// of the attachment is left in this process.
+	Leave()
+
+	// Done is closed when the device is gone, Detach included, or left.
 	Done() <-chan struct{}
 
 	// Err tells why the device is gone, nil if nobody knows. It is called after

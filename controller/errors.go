@@ -18,6 +18,8 @@ var ErrRefused = errors.New("device is refused")
 var (
 	errDetached = errors.New("port was detached meanwhile")
 	errClosed   = errors.New("controller is deleted")
+	errLeft     = errors.New("this process ends")
+	errSave     = errors.New("cannot be written down")
 )
 
 // An Error says what failed, on which controller and port. It unwraps to both
@@ -70,7 +72,9 @@ func attachErrno(err error) syscall.Errno {
 	_, badTransfer := errors.AsType[*usb.StatusError](err)
 	errno, isErrno := errors.AsType[syscall.Errno](err)
 	switch {
-	case errors.Is(err, errClosed):
+	case errors.Is(err, errSave):
+		return syscall.EIO
+	case errors.Is(err, errClosed), errors.Is(err, errLeft):
 		return syscall.ENODEV
 	case errors.Is(err, errDetached), errors.Is(err, context.Canceled):
 		return syscall.ECANCELED

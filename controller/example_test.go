@@ -7,6 +7,7 @@ import (
 
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 )
 
 // A device made of Go on a port of a controller that no kernel knows of.
@@ -17,6 +18,7 @@ func Example() {
 		Name:     "shop",
 		HubPorts: 2,
 		Driver:   &controller.User{},
+		Policy:   policy.Open(),
 	}, 1)
 	if err != nil {
 		log.Fatal(err)

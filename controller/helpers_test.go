@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
@@ -77,7 +78,7 @@ func newController(t testing.TB, d Driver) (*Controller, <-chan Event) {
 	events := make(chan Event, 100)
 	table := &Table{OnEvent: func(e Event) { events <- e }}
 	t.Cleanup(table.Close)
-	made, err := table.Create(Config{Name: "pad", HubPorts: 2, Driver: d}, 1)
+	made, err := table.Create(Config{Name: "pad", HubPorts: 2, Driver: d, Policy: policy.Open()}, 1)
 	must(t, err)
 	return made[0], events
 }

@@ -4,11 +4,11 @@ import (
 	"container/heap"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/vhci"
 )
 
@@ -31,6 +31,8 @@ type Config struct {
 	Driver Driver
 	// UID and GID own the controller's files.
 	UID, GID uint32
+	// Policy judges what is attached. The zero Policy takes nothing.
+	Policy policy.Policy
 }
 
 // A Table has the controllers of a machine. All methods are safe for concurrent
@@ -41,6 +43,13 @@ type Table struct {
 	// and detach ports. It must not block, attach, or delete controllers. It
 	// must be set before the first Create.
 	OnEvent func(Event)
+
+	// Save, if not nil, writes down what a controller is and what it Saved, for
+	// Restore in a later process: when it is made, before a device that outlives
+	// this process is let in, and when it is gone. Its error ends the first two.
+	// Forget ends that. Both must be set before the first Create.
+	Save   func(*Controller) error
+	Forget func(index int)
 
 	mu     sync.RWMutex
 	list   []*Controller // by index, nil where there is none
@@ -66,29 +75,81 @@ func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
 	if err := cfg.check(count); err != nil {
 		return fail(syscall.EINVAL, err)
 	}
+	made, errno, err := t.take(cfg, count)
+	if err != nil {
+		return fail(errno, err)
+	}
+	// Others need not wait for the disk: they do not see these yet.
+	for i, c := range made {
+		if err := c.save(); err != nil {
+			for _, c := range made[:i+1] {
+				t.forget(c.index)
+			}
+			t.giveBack(made)
+			return fail(syscall.EIO, fmt.Errorf("cannot be written down: %w", err))
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range made {
+		t.list[c.index] = c
+	}
+	return made, nil
+}
+
+// take makes controllers that nobody finds yet but by their name.
+func (t *Table) take(cfg Config, count int) ([]*Controller, syscall.Errno, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byName[cfg.Name] != nil {
-		return fail(syscall.EEXIST, errors.New("a controller has that name"))
+		return nil, syscall.EEXIST, errors.New("a controller has that name")
 	}
 	if count > MaxControllers-t.count {
-		return fail(syscall.ENOSPC, fmt.Errorf("%d controllers and %d more are above %d", t.count, count, MaxControllers))
+		return nil, syscall.ENOSPC, fmt.Errorf("%d controllers and %d more are above %d", t.count, count, MaxControllers)
 	}
 	made := make([]*Controller, count)
 	for i := range made {
-		t.serial++
-		c := &Controller{cfg: cfg, index: t.takeIndex(), serial: t.serial, onEvent: t.OnEvent}
-		t.list[c.index] = c
-		made[i] = c
+		made[i] = t.make(t.takeIndex(), cfg)
 	}
 	t.count += count
-	if cfg.Name != "" {
-		if t.byName == nil {
-			t.byName = make(map[string]*Controller)
-		}
-		t.byName[cfg.Name] = made[0]
+	t.name(made[0])
+	return made, 0, nil
+}
+
+// make is called with mu held.
+func (t *Table) make(index int, cfg Config) *Controller {
+	t.serial++
+	return &Controller{cfg: cfg, index: index, serial: t.serial, table: t}
+}
+
+// name is called with mu held.
+func (t *Table) name(c *Controller) {
+	if c.cfg.Name == "" {
+		return
 	}
-	return made, nil
+	if t.byName == nil {
+		t.byName = make(map[string]*Controller)
+	}
+	t.byName[c.cfg.Name] = c
+}
+
+// giveBack undoes take. Somebody may have found the one with a name.
+func (t *Table) giveBack(made []*Controller) {
+	made[0].stop(errClosed)
+	made[0].running.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byName, made[0].cfg.Name)
+	for _, c := range made {
+		heap.Push(&t.free, c.index)
+	}
+	t.count -= len(made)
+}
+
+func (t *Table) forget(index int) {
+	if t.Forget != nil {
+		t.Forget(index)
+	}
 }
 
 // takeIndex returns an index at which list has room.
@@ -178,8 +239,9 @@ func (t *Table) Delete(index int) error {
 	delete(t.byName, c.cfg.Name)
 	t.mu.Unlock()
 
-	c.stop()
+	c.stop(errClosed)
 	c.running.Wait()
+	t.forget(index)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -188,19 +250,20 @@ func (t *Table) Delete(index int) error {
 	return nil
 }
 
-// Close deletes all controllers.
+// Close ends the table with the process. Attachments that a later process can
+// restore are left, all others detached; nothing is forgotten.
 func (t *Table) Close() {
 	all := t.All()
 	// Devices that are slow to go do so at the same time.
 	for _, c := range all {
-		c.stop()
+		c.stop(errLeft)
 	}
-	for _, c := range slices.Backward(all) {
-		// The error is that somebody else deletes it.
-		if t.Delete(c.index) != nil {
-			c.running.Wait()
-		}
+	for _, c := range all {
+		c.running.Wait()
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.list, t.byName, t.free, t.count = nil, nil, nil, 0
 }
 
 // An indexHeap is a heap of indexes, the lowest first.

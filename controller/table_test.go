@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/usbns/usbns/policy"
 )
 
 func TestIndexesLowestFirst(t *testing.T) {
@@ -56,7 +58,7 @@ func TestNames(t *testing.T) {
 	if table.ByName("c1") != nil {
 		t.Error("found by its name after Delete")
 	}
-	made, err = table.Create(Config{Driver: &User{}}, 1)
+	made, err = table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
 	must(t, err)
 	if s := made[0].String(); s != "vhci_hcd.0" {
 		t.Errorf("without a name it is %q", s)
@@ -102,7 +104,7 @@ func TestSerial(t *testing.T) {
 	var table Table
 	seen := map[uint64]bool{0: true}
 	for range 3 {
-		made, err := table.Create(Config{Driver: &User{}}, 2)
+		made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 2)
 		must(t, err)
 		for _, c := range made {
 			if seen[c.Serial()] {
@@ -117,7 +119,7 @@ func TestSerial(t *testing.T) {
 func TestDeleteDetachesAll(t *testing.T) {
 	noLeaks(t)
 	var table Table
-	made, err := table.Create(Config{Driver: &User{}}, 1)
+	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
 	must(t, err)
 	for port := range 3 {
 		plug, _ := export(t, newScanner(t, 0))
@@ -154,7 +156,7 @@ func TestTableConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	made, err := table.Create(Config{Driver: &User{}}, 1)
+	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
 	must(t, err)
 	if made[0].Index() != 0 {
 		t.Errorf("index %d in an empty table", made[0].Index())

@@ -100,6 +100,8 @@ func (a *userAttachment) Detach() {
 	<-a.dev.Gone()
 }
 
+func (a *userAttachment) Leave() { a.Detach() }
+
 func (a *userAttachment) Err() error {
 	if dev, ok := a.dev.(interface{ Err() error }); ok {
 		return dev.Err()

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/policy"
 )
 
 // first waits for the first bytes of the importer, and returns the connection as
@@ -322,7 +323,7 @@ type hanging struct {
 func hang(t *testing.T, table *controller.Table) hanging {
 	t.Helper()
 	h := hanging{started: make(chan struct{}), ended: make(chan error, 1)}
-	made, err := table.Create(controller.Config{Driver: h}, 1)
+	made, err := table.Create(controller.Config{Driver: h, Policy: policy.Open()}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/usbns/usbns/container"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
@@ -81,7 +82,7 @@ func helpWrite(arg string) error {
 // helpServe mounts a tree on arg, says so, and waits.
 func helpServe(arg string) error {
 	var table controller.Table
-	if _, err := table.Create(controller.Config{Driver: &controller.User{}}, 1); err != nil {
+	if _, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1); err != nil {
 		return err
 	}
 	f, err := Mount(arg, Options{Table: &table, Identify: identify, Log: slog.New(slog.DiscardHandler)})
@@ -175,7 +176,7 @@ func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.T
 	noLeaks(t)
 	table := new(controller.Table)
 	if count > 0 {
-		if _, err := table.Create(controller.Config{Driver: &controller.User{Timeout: patience}, UID: 7, GID: 8, HubPorts: 2}, count); err != nil {
+		if _, err := table.Create(controller.Config{Policy: policy.Open(), Driver: &controller.User{Timeout: patience}, UID: 7, GID: 8, HubPorts: 2}, count); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -191,7 +192,7 @@ func TestDeletedController(t *testing.T) {
 	if err := table.Delete(0); err != nil {
 		t.Fatal(err)
 	}
-	made, err := table.Create(controller.Config{Driver: &controller.User{}}, 1)
+	made, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1)
 	if err != nil || made[0].Index() != 0 {
 		t.Fatal(made, err)
 	}

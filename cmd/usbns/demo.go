@@ -16,6 +16,7 @@ import (
 
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -123,7 +124,7 @@ func (d *demo) list(addr string) error {
 
 // attach gives somebody a controller and plugs a remote device into its port 0.
 func (d *demo) attach(table *controller.Table, name, addr, busid string) (*controller.Controller, error) {
-	made, err := table.Create(controller.Config{Name: name, HubPorts: 1, Driver: &controller.User{}}, 1)
+	made, err := table.Create(controller.Config{Name: name, HubPorts: 1, Driver: &controller.User{}, Policy: policy.Open()}, 1)
 	if err != nil {
 		return nil, err
 	}
