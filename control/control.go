@@ -3,6 +3,8 @@ package control
 import (
 	"fmt"
 	"syscall"
+
+	"github.com/usbns/usbns/policy"
 )
 
 // Names of the daemon's sockets in its run directory.
@@ -22,6 +24,13 @@ type Create struct {
 	HubPorts int    `json:"hub_ports,omitempty"` // 0 is the default
 	UID      uint32 `json:"uid"`
 	GID      uint32 `json:"gid"`
+
+	// Rules of the policy, added to the driver's default. MaxSpeed is a word of
+	// policy.ParseSpeed.
+	Allow      []string `json:"allow,omitempty"`
+	Deny       []string `json:"deny,omitempty"`
+	MaxDevices int      `json:"max_devices,omitempty"`
+	MaxSpeed   string   `json:"max_speed,omitempty"`
 }
 
 // A Controller is what the daemon tells of one.
@@ -32,6 +41,8 @@ type Controller struct {
 	HubPorts int    `json:"hub_ports"`
 	UID      uint32 `json:"uid"`
 	GID      uint32 `json:"gid"`
+
+	Policy policy.Policy `json:"policy"`
 }
 
 // A Port is a port of a controller and what is attached to it.

@@ -16,6 +16,12 @@
 // after attach has returned; here that is over before, and Attach fails with a
 // number of its own if the device is not fit. See [Error].
 //
+// Each device is judged by the controller's policy before it is used.
+//
+// What a driver can find again after the process has ended it saves as a few
+// bytes. A Table hands them to Save before such a device is let in, and Restore
+// makes controllers and attachments again.
+//
 // A controller knows its own numbers only. A device's busid is made of bus 1 or
 // 2 and the port, whatever other controllers hold.
 //
@@ -26,7 +32,7 @@
 // # What it is not
 //
 // It serves no files and no sockets, takes no descriptors from other processes,
-// decides on no rights, and keeps nothing on disk.
+// decides on no rights, and has no disk.
 //
 // # Dead ends
 //

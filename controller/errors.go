@@ -33,11 +33,12 @@ var (
 //	EACCES     the device is refused
 //	ECANCELED  the port was detached, or the context cancelled, meanwhile
 //	ENODEV     the controller is deleted
-//	EEXIST     a controller has that name
+//	EEXIST     a controller has that name, or index when it is restored
 //	ENOENT     there is no such controller
 //	ENOSPC     there are too many controllers
 //
-// Other numbers are those of the driver, or EIO where it has none.
+// Other numbers are those of the driver, or EIO where it has none and where
+// something could not be written down.
 type Error struct {
 	Op         string // "create", "delete", "attach", "detach"
 	Controller string // its name, or vhci_hcd.N

@@ -12,7 +12,8 @@ import (
 type Policy struct {
 	// Classes are those a device's functions may have.
 	Classes Classes `json:"classes"`
-	// Allow has devices that may be of any class, and Deny those that are
+	// Allow has devices that may be of any class, but Keyboard only if Classes has
+	// that: only then has the host been found safe. Deny has devices that are
 	// refused whatever else is said.
 	Allow []ID `json:"allow,omitempty"`
 	Deny  []ID `json:"deny,omitempty"`
@@ -61,11 +62,13 @@ func (p *Policy) Judge(speed usb.Speed, d *usb.Descriptors, others int) error {
 		return refuse(fmt.Sprintf("--max-devices %d", others+1), "is one more than the %d devices there may be", p.MaxDevices)
 	case p.MaxSpeed != 0 && speed > p.MaxSpeed:
 		return refuse("--max-speed "+speedWord(speed), "runs at %v speed, above %v", speed, p.MaxSpeed)
-	case slices.ContainsFunc(p.Allow, names):
-		return nil
+	}
+	allowed := p.Classes
+	if slices.ContainsFunc(p.Allow, names) {
+		allowed |= All.without(Keyboard)
 	}
 	for _, f := range functions(d) {
-		for _, c := range (f.classes &^ p.Classes).list() {
+		for _, c := range (f.classes &^ allowed).list() {
 			return refuse(mend(c), "%s %s", c.is(), f.where)
 		}
 	}

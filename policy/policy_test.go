@@ -115,6 +115,7 @@ func TestEveryAlternateCounts(t *testing.T) {
 
 func TestRules(t *testing.T) {
 	disk, reader := device(t, [3]uint8{}, iface(8, 6, 0x50)), device(t, [3]uint8{}, iface(0x0b, 0, 0))
+	keyboard := device(t, [3]uint8{}, iface(3, 1, 1))
 	for _, tt := range []struct {
 		name        string
 		allow, deny []string
@@ -124,6 +125,8 @@ func TestRules(t *testing.T) {
 		{"class", []string{"storage"}, nil, disk, ""},
 		{"number", []string{"1234:abcd"}, nil, disk, ""},
 		{"number and serial", []string{"1234:ABCD:S-1"}, nil, disk, ""},
+		{"number of what can type", []string{"1234:abcd"}, nil, keyboard, "keyboard"},
+		{"number and class of what can type", []string{"1234:abcd", "keyboard"}, nil, keyboard, ""},
 		{"another serial", []string{"1234:abcd:S-2"}, nil, disk, "storage"},
 		{"another number", []string{"1234:abce"}, nil, disk, "storage"},
 		{"class denied", nil, []string{"smartcard"}, reader, "smartcard"},

@@ -23,7 +23,15 @@ func newControllerCreate(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "create [NAME]",
 		Short:   "Make controllers",
-		Example: "  usbns controller create alice\n  usbns controller create --count 100 --ports 2 --owner 1000:1000",
+		Long: "Make controllers and print their indexes.\n\n" +
+			"The policy judges each device before it is used. It says which classes a device's functions may have:\n" +
+			"audio, bluetooth, hid, hub, image, keyboard, network, other, printer, serial, smartcard, storage, vendor,\n" +
+			"video, or all. With driver user all are allowed; with driver kernel all but network, hub, bluetooth,\n" +
+			"storage and keyboard. A device may be named as VENDOR:PRODUCT or VENDOR:PRODUCT:SERIAL too.",
+		Example: "  usbns controller create alice\n" +
+			"  usbns controller create --count 100 --ports 2 --owner 1000:1000\n" +
+			"  usbns controller create --driver kernel --allow storage --max-devices 2 bob\n" +
+			"  usbns controller create --deny all --allow 0483:5740 carol",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 1 {
@@ -45,6 +53,10 @@ func newControllerCreate(dir *string) *cobra.Command {
 	cmd.Flags().IntVar(&r.Count, "count", 1, "how many to make")
 	cmd.Flags().StringVar(&r.Driver, "driver", "user", "what stands behind the ports: user keeps devices in user space")
 	cmd.Flags().IntVar(&r.HubPorts, "ports", 0, "ports of each speed half, 1 to 15 (default 8)")
+	cmd.Flags().StringSliceVar(&r.Allow, "allow", nil, "classes and devices to take beside those of the driver's default")
+	cmd.Flags().StringSliceVar(&r.Deny, "deny", nil, "classes and devices not to take; what is allowed as well is taken")
+	cmd.Flags().IntVar(&r.MaxDevices, "max-devices", 0, "devices at the same time (default: as many as there are ports)")
+	cmd.Flags().StringVar(&r.MaxSpeed, "max-speed", "", "highest speed: low, full, high, super or super-plus (default: any)")
 	cmd.Flags().StringVar(&owner, "owner", "0:0", "owner, as UID:GID")
 	return cmd
 }

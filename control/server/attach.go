@@ -67,6 +67,7 @@ func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
 		}
 	}
 	if err != nil {
+		s.Log.Warn("attach is refused", "controller", a.Controller, "from", a.Remote.Host, "busid", a.Remote.BusID, "reason", err)
 		answer.Error = wireError(err)
 	}
 	b, err := json.Marshal(answer)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/vhci"
 )
 
@@ -38,8 +39,12 @@ func (s *Server) create(r *http.Request) (any, error) {
 			Errno:   syscall.EINVAL,
 		}
 	}
+	rules, err := s.policy(req, driver.Kernel)
+	if err != nil {
+		return nil, &control.Error{Message: "create: " + err.Error(), Errno: syscall.EINVAL}
+	}
 	made, err := s.Table.Create(controller.Config{
-		Name: req.Name, HubPorts: req.HubPorts, Driver: driver, UID: req.UID, GID: req.GID,
+		Name: req.Name, HubPorts: req.HubPorts, Driver: driver.Driver, UID: req.UID, GID: req.GID, Policy: rules,
 	}, max(req.Count, 1))
 	if err != nil {
 		return nil, err
@@ -49,6 +54,31 @@ func (s *Server) create(r *http.Request) (any, error) {
 		list = append(list, s.describe(c))
 	}
 	return list, nil
+}
+
+// policy returns what a request makes of a driver's default. Keyboards are let
+// into the kernel only where the host is safe from them.
+func (s *Server) policy(req control.Create, kernel bool) (policy.Policy, error) {
+	p := policy.Open()
+	if kernel {
+		p = policy.Guarded()
+	}
+	p, err := p.With(req.Allow, req.Deny)
+	if err != nil {
+		return p, err
+	}
+	if p.MaxDevices = req.MaxDevices; p.MaxDevices < 0 {
+		return p, fmt.Errorf("%d devices are less than none", p.MaxDevices)
+	}
+	if req.MaxSpeed != "" {
+		if p.MaxSpeed, err = policy.ParseSpeed(req.MaxSpeed); err != nil {
+			return p, err
+		}
+	}
+	if kernel && p.Classes.Has(policy.Keyboard) {
+		err = s.Host.KeyboardSafe()
+	}
+	return p, err
 }
 
 func (s *Server) get(r *http.Request) (any, error) {
@@ -105,15 +135,20 @@ func (s *Server) find(ref string) (*controller.Controller, error) {
 
 func (s *Server) describe(c *controller.Controller) control.Controller {
 	config := c.Config()
-	d := control.Controller{
-		Index: c.Index(), Name: config.Name, HubPorts: config.HubPorts, UID: config.UID, GID: config.GID,
+	return control.Controller{
+		Index: c.Index(), Name: config.Name, Driver: s.DriverName(config.Driver),
+		HubPorts: config.HubPorts, UID: config.UID, GID: config.GID, Policy: config.Policy,
 	}
+}
+
+// DriverName returns the name of one of the drivers, "" if it is none of them.
+func (s *Server) DriverName(d controller.Driver) string {
 	for name, driver := range s.Drivers {
-		if driver == config.Driver {
-			d.Driver = name
+		if driver.Driver == d {
+			return name
 		}
 	}
-	return d
+	return ""
 }
 
 func (s *Server) driverNames() []string {

@@ -6,18 +6,31 @@ package server
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"syscall"
 
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/policy"
 )
 
 // A Server answers requests about the controllers of a table.
 type Server struct {
 	Table *controller.Table
 	// Drivers are what a controller can be made with.
-	Drivers map[string]controller.Driver
+	Drivers map[string]Driver
+	// Host tells whether keyboards can be let into the kernel.
+	Host policy.Host
+	Log  *slog.Logger
+}
+
+// A Driver can stand behind controllers.
+type Driver struct {
+	controller.Driver
+	// Kernel says that its devices reach the kernel of this machine: policies
+	// begin with policy.Guarded, others with policy.Open.
+	Kernel bool
 }
 
 // Handler returns the API.

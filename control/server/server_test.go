@@ -5,6 +5,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -12,10 +13,14 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
+	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
 
@@ -24,7 +29,7 @@ func start(t *testing.T) (*control.Client, *controller.Table) {
 	t.Helper()
 	dir := t.TempDir()
 	table := new(controller.Table)
-	s := &server.Server{Table: table, Drivers: map[string]controller.Driver{"user": &controller.User{}}}
+	s := &server.Server{Table: table, Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}}, Log: slog.New(slog.DiscardHandler)}
 	l, err := net.Listen("unix", filepath.Join(dir, control.Socket))
 	if err != nil {
 		t.Fatal(err)
@@ -96,9 +101,9 @@ func TestCreateListDelete(t *testing.T) {
 		t.Fatalf("made %+v, %v", made, err)
 	}
 	alice, err := c.Controller(t.Context(), "alice")
-	want := control.Controller{Index: 0, Name: "alice", Driver: "user", HubPorts: controller.DefaultHubPorts, UID: 1000, GID: 100}
-	if err != nil || alice != want {
-		t.Errorf("alice is %+v, %v, want %+v", alice, err, want)
+	want := control.Controller{Index: 0, Name: "alice", Driver: "user", HubPorts: controller.DefaultHubPorts, UID: 1000, GID: 100, Policy: policy.Open()}
+	if diff := cmp.Diff(want, alice); err != nil || diff != "" {
+		t.Errorf("alice: %v\n%s", err, diff)
 	}
 	if err := c.Delete(t.Context(), "2"); err != nil {
 		t.Error(err)
@@ -235,5 +240,37 @@ func TestNoDaemon(t *testing.T) {
 	_, err := control.NewClient(t.TempDir()).Controllers(t.Context())
 	if dial, ok := errors.AsType[*control.DialError](err); !ok || !strings.Contains(dial.Error(), "usbns daemon") {
 		t.Errorf("error %v, want what to do", err)
+	}
+}
+
+// What a policy may say, and what it may not.
+func TestCreateWithPolicy(t *testing.T) {
+	c, table := start(t)
+	made, err := c.Create(t.Context(), control.Create{
+		Driver: "user", Allow: []string{"smartcard", "1234:abcd:S-1"}, Deny: []string{"all"}, MaxDevices: 2, MaxSpeed: "high",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := policy.Open().With([]string{"smartcard", "1234:abcd:S-1"}, []string{"all"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.MaxDevices, want.MaxSpeed = 2, usb.SpeedHigh
+	if diff := cmp.Diff(want, made[0].Policy); diff != "" {
+		t.Errorf("made with another policy:\n%s", diff)
+	}
+	for name, r := range map[string]control.Create{
+		"unknown class":  {Driver: "user", Allow: []string{"disks"}},
+		"bad number":     {Driver: "user", Deny: []string{"12:34"}},
+		"unknown speed":  {Driver: "user", MaxSpeed: "warp"},
+		"negative count": {Driver: "user", MaxDevices: -1},
+	} {
+		if _, err := c.Create(t.Context(), r); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	if n := len(table.All()); n != 1 {
+		t.Errorf("%d controllers, not 1", n)
 	}
 }

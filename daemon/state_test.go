@@ -1,0 +1,161 @@
+//go:build linux
+
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usbns/usbns/control/server"
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/vhci"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A keeper is a driver whose attachment, of whatever it was saved with, is always
+// found again.
+type keeper struct{ device usb.Device }
+
+func (k *keeper) Attach(_ context.Context, p controller.Plug) (controller.Attachment, error) {
+	k.device = p.Device
+	a := kept{k, make(chan struct{})}
+	return a, p.Ready(a)
+}
+
+func (k *keeper) Restore(_ context.Context, p controller.Plug, saved []byte) (controller.Attachment, error) {
+	if k.device == nil || string(saved) != "kept" {
+		return nil, controller.ErrNotRestored
+	}
+	a := kept{k, make(chan struct{})}
+	return a, p.Ready(a)
+}
+
+type kept struct {
+	*keeper
+	done chan struct{}
+}
+
+func (k kept) Descriptors() *usb.Descriptors { return k.device.Descriptors() }
+func (k kept) Device() usb.Device            { return nil }
+func (k kept) Path() string                  { return "" }
+func (k kept) Saved() []byte                 { return []byte("kept") }
+func (k kept) Detach()                       { k.device = nil }
+func (k kept) Leave()                        {}
+func (k kept) Done() <-chan struct{}         { return k.done }
+func (k kept) Err() error                    { return nil }
+
+// begin is what a daemon does before it serves.
+func begin(t *testing.T, dir string, k *keeper) (*server.Server, error) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	s := &server.Server{
+		Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}, "kernel": {Driver: k, Kernel: true}},
+		Log:     log,
+	}
+	disk := &state{dir: dir, driver: s.DriverName}
+	s.Table = newTable(disk, log)
+	return s, restore(t.Context(), s, disk, log)
+}
+
+func TestStateOutlivesTheDaemon(t *testing.T) {
+	dir := t.TempDir()
+	scanner, err := emulate.NewScanner(emulate.Options{})
+	must(t, err)
+	defer scanner.Close()
+	k := new(keeper)
+	first, err := begin(t, dir, k)
+	must(t, err)
+	rules, err := policy.Open().With([]string{"1234:abcd:S 1"}, []string{"network"})
+	must(t, err)
+	rules.MaxDevices, rules.MaxSpeed = 3, usb.SpeedHigh
+	user := first.Drivers["user"].Driver
+	for _, cfg := range []controller.Config{
+		{Driver: user},
+		{Name: "alice", Driver: k, HubPorts: 2, UID: 1000, GID: 100, Policy: rules},
+		{Name: "bob", Driver: user},
+	} {
+		_, err := first.Table.Create(cfg, 1)
+		must(t, err)
+	}
+	must(t, first.Table.Delete(0))
+	alice := first.Table.ByName("alice")
+	from := vhci.Record{Host: "shop", Port: "3240", BusID: "1-4"}
+	_, err = alice.Attach(t.Context(), 1, controller.Plug{Device: scanner, DevID: 7, From: from})
+	must(t, err)
+
+	// The first daemon is killed: it does not get to say anything.
+	second, err := begin(t, dir, k)
+	must(t, err)
+	if n := len(second.Table.All()); n != 2 || second.Table.Controller(0) != nil || second.Table.ByName("bob").Index() != 2 {
+		t.Errorf("%d controllers, bob is %v", n, second.Table.ByName("bob"))
+	}
+	again := second.Table.ByName("alice")
+	if diff := cmp.Diff(alice.Config(), again.Config(), cmp.Comparer(func(a, b controller.Driver) bool { return a == b })); diff != "" {
+		t.Errorf("alice is another:\n%s", diff)
+	}
+	want, got := alice.Ports(), again.Ports()
+	want[1].SockFD = got[1].SockFD
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("ports are others:\n%s", diff)
+	}
+
+	// The device goes while no daemon is there.
+	k.device = nil
+	third, err := begin(t, dir, k)
+	must(t, err)
+	if p := third.Table.ByName("alice").Ports()[1]; !p.Free() {
+		t.Errorf("a port whose device is gone is %v", p.Status)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "1.json"))
+	must(t, err)
+	if strings.Contains(string(b), "ports\":[") {
+		t.Errorf("on disk is still %s", b)
+	}
+	must(t, third.Table.Delete(1))
+	must(t, third.Table.Delete(2))
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left on disk: %v, %v", left, err)
+	}
+}
+
+func TestBadState(t *testing.T) {
+	const good = `{"version":1,"index":3,"driver":"user","hub_ports":8,"uid":0,"gid":0,"policy":{"classes":"all"}}`
+	for _, tt := range []struct{ name, file, text, want string }{
+		{"good", "3.json", good, ""},
+		{"empty", "3.json", "", "EOF"},
+		{"cut", "3.json", good[:40], "unexpected EOF"},
+		{"later version", "3.json", strings.Replace(good, `"version":1`, `"version":2`, 1), "version 2"},
+		{"unknown field", "3.json", strings.Replace(good, `"uid"`, `"quota":1,"uid"`, 1), "quota"},
+		{"unknown class", "3.json", strings.Replace(good, `"all"`, `"disks"`, 1), "disks"},
+		{"unknown driver", "3.json", strings.Replace(good, `"user"`, `"magic"`, 1), `no driver "magic"`},
+		{"of another controller", "4.json", good, "of controller 3"},
+		{"bad name", "3.json", strings.Replace(good, `"driver"`, `"name":"../x","driver"`, 1), "name"},
+		{"no ports", "3.json", strings.Replace(good, `:8`, `:0`, 1), "ports"},
+		{"huge", "3.json", good + strings.Repeat(" ", maxStateBytes), "longer"},
+		{"begun and never ended", "3.json.new", "{", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			must(t, os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.text), 0o600))
+			_, err := begin(t, dir, new(keeper))
+			if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.file)) {
+				t.Errorf("error %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
