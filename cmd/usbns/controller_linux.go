@@ -21,8 +21,8 @@ func newControllerCreate(dir *string) *cobra.Command {
 	r := control.Create{}
 	var owner string
 	cmd := &cobra.Command{
-		Use:     "create [NAME]",
-		Short:   "Make controllers",
+		Use:   "create [NAME]",
+		Short: "Make controllers",
 		Long: "Make controllers and print their indexes.\n\n" +
 			"The policy judges each device before it is used. It says which classes a device's functions may have:\n" +
 			"audio, bluetooth, hid, hub, image, keyboard, network, other, printer, serial, smartcard, storage, vendor,\n" +
@@ -32,7 +32,7 @@ func newControllerCreate(dir *string) *cobra.Command {
 			"  usbns controller create --count 100 --ports 2 --owner 1000:1000\n" +
 			"  usbns controller create --driver kernel --allow storage --max-devices 2 bob\n" +
 			"  usbns controller create --deny all --allow 0483:5740 carol",
-		Args:    cobra.MaximumNArgs(1),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 1 {
 				r.Name = args[0]
