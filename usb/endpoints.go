@@ -16,7 +16,8 @@ type Endpoints struct {
 	mu         sync.RWMutex
 	config     *Configuration
 	alternates map[uint8]uint8 // interface number -> setting, where one was chosen
-	table      [32]*Endpoint
+	current    []*Endpoint     // of the settings chosen
+	places     [32]uint8       // 1 + the place in current of an address, 0 for none
 }
 
 // NewEndpoints starts with the device unconfigured: only endpoint 0 exists.
@@ -32,8 +33,8 @@ func (e *Endpoints) Lookup(a Address) (Endpoint, bool) {
 	}
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	if ep := e.table[a.index()]; ep != nil {
-		return *ep, true
+	if n := e.places[a.index()]; n != 0 {
+		return *e.current[n-1], true
 	}
 	return Endpoint{}, false
 }
@@ -58,7 +59,7 @@ func (e *Endpoints) Alternate(iface uint8) (uint8, bool) {
 	if i == nil {
 		return 0, false
 	}
-	return e.current(i).Setting, true
+	return e.setting(i).Setting, true
 }
 
 // Observe takes note of a control transfer that has completed. Anything but a
@@ -104,26 +105,27 @@ func (e *Endpoints) setInterface(number, setting uint8) {
 }
 
 func (e *Endpoints) rebuild() {
-	e.table = [32]*Endpoint{}
+	e.current, e.places = nil, [32]uint8{}
 	if e.config == nil {
 		return
 	}
 	for i := range e.config.Interfaces {
-		alt := e.current(&e.config.Interfaces[i])
+		alt := e.setting(&e.config.Interfaces[i])
 		for j := range alt.Endpoints {
 			ep := &alt.Endpoints[j]
 			// Of two with one address the first counts, as in Linux.
-			if at := &e.table[ep.Address.index()]; *at == nil {
-				*at = ep
+			if place := &e.places[ep.Address.index()]; *place == 0 {
+				e.current = append(e.current, ep)
+				*place = uint8(len(e.current))
 			}
 		}
 	}
 }
 
-// current returns the setting i is in. Where there is no setting 0 it starts
+// setting returns the setting i is in. Where there is no setting 0 it starts
 // with its first, as in Linux (usb_set_configuration in
 // drivers/usb/core/message.c).
-func (e *Endpoints) current(i *Interface) *Alternate {
+func (e *Endpoints) setting(i *Interface) *Alternate {
 	if alt := i.setting(e.alternates[i.Number]); alt != nil {
 		return alt
 	}

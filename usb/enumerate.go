@@ -1,6 +1,7 @@
 package usb
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -141,7 +142,7 @@ func (r *descriptorReader) string(index uint8, langID uint16) (RawString, error)
 	if len(b) < 2 || int(b[0]) > len(b) {
 		return s, nil
 	}
-	s.Data = b[:b[0]&^1]
+	s.Data = bytes.Clone(b[:b[0]&^1]) // most are much shorter than what was asked for
 	if len(s.Data) >= 2 {
 		s.Data[0] = byte(len(s.Data))
 	}

@@ -110,11 +110,12 @@ func (t *transfer) recycle() {
 }
 
 func (s *session) serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.fail(context.Cause(ctx)) })
 	ended := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		select {
+		case <-ctx.Done():
+			s.fail(context.Cause(ctx))
 		case <-s.dev.Gone():
 			s.release() // the last answers, if the socket takes them
 			s.fail(usb.ErrGone)
@@ -127,7 +128,6 @@ func (s *session) serve(ctx context.Context) error {
 			break
 		}
 	}
-	stop()
 	close(ended)
 	watch.Wait()
 	reset := s.end()
