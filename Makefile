@@ -10,7 +10,7 @@ PORTABLE := ./cmd/... ./usb/... ./usbip/... ./emulate/...
 sources = go.mod go.sum $(shell find $1 -name '*.go' ! -name '*_test.go' ! -path '*/testdata/*')
 
 .NOTPARALLEL:
-.PHONY: help build demo test test-host test-guest cross lint bench fuzz fetch update-cache clean
+.PHONY: help build demo test test-host test-fuzz test-guest cross lint bench fuzz fetch update-cache clean
 
 help: ## Tell what there is.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-20s  %s\n' "$$name" "$$text"; done
@@ -26,7 +26,7 @@ bin/vmexec: $(call sources,internal/vmexec internal/debpkg)
 demo: bin/usbns ## Show two private controllers at work. Needs no root.
 	@bin/usbns demo
 
-test: lint cross fetch test-host test-guest ## Run every check and every test. Needs no root.
+test: lint cross fetch test-host test-fuzz test-guest ## Run every check and every test. Needs no root.
 
 # The race detector needs cgo. What a shell command says of the compiler decides.
 compiles := printf '\#include <stdlib.h>\nint main(void) { return 0; }\n' | $$($(GO) env CC) -x c -o /dev/null - 2>/dev/null
@@ -43,6 +43,10 @@ test-host: ## Run the tests that need no guest, under the race detector.
 		echo 'not run: the race detector, which needs a C compiler (apt-get install gcc libc6-dev)'; \
 		test -z "$$CI" && CGO_ENABLED=0 $(GO) test ./...; \
 	fi
+
+# A number of inputs, and not a time, so that a slow machine does the same.
+test-fuzz: ## Run each fuzz target for a moment.
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=1000x
 
 test-guest: bin/usbns fetch ## Run the guest tests on kernels 6.12 and 6.1, or on KERNEL=6.12 alone.
 	@test -e bin/guests || exit 0; \
@@ -72,13 +76,13 @@ lint: ## Check the form of the code.
 	$(GO) tool staticcheck ./...
 	$(GO) tool staticcheck -tags guest ./...
 
-bench: ## Run the benchmarks.
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## Run the benchmarks: how near to a bare program beside them they come.
+	$(GO) test -p 1 -run '^$$' -bench . -benchmem $(call tested,'^func Benchmark')
 
-fuzz: ## Run each fuzz target for FUZZTIME, 10s if not set.
+fuzz: ## Run each fuzz target for FUZZTIME, 10s if not set; 5000x is a number of inputs.
 	@grep -r --include='*_test.go' -o '^func Fuzz[A-Za-z0-9_]*' . | sort | while IFS=: read -r file name; do \
 		echo "$(GO) test -fuzz $${name#func } $$(dirname $$file)"; \
-		$(GO) test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)" || exit; \
+		$(GO) test -run '^$$' -fuzz "^$${name#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$(dirname $$file)" || exit; \
 	done
 
 clean: ## Remove what was built here. The cache of Debian packages stays.
