@@ -1,12 +1,16 @@
 package usbip
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"testing"
 
+	"github.com/usbns/usbns/internal/benchtable"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -19,33 +23,43 @@ func BenchmarkIdle(b *testing.B) {
 	must(b, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files))
 	n = min(n, int(files.Cur)/2-64)
 	for range b.N {
-		debug.FreeOSMemory()
 		before := resident(b)
+		ctx, cancel := context.WithCancel(b.Context())
+		var serving sync.WaitGroup
 		dev := newFakeDevice()
-		var all []*Importer
-		for range n {
-			conn := startSession(b, dev)
-			i, err := NewImporter(b.Context(), conn, benchDevID, usb.SpeedHigh, nil)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(b, err)
+		all := make([]*Importer, n)
+		for k := range all {
+			conn, err := net.Dial("tcp", l.Addr().String())
 			must(b, err)
-			configure(b, i)
+			theirs, err := l.Accept()
+			must(b, err)
+			serving.Go(func() { ServeDevice(ctx, theirs, benchDevID, dev, nil) })
+			all[k], err = NewImporter(ctx, conn, benchDevID, usb.SpeedHigh, nil)
+			must(b, err)
+			configure(b, all[k])
 			u := bulkInURB(4096)
-			must(b, usb.Do(b.Context(), i, &u))
-			all = append(all, i)
+			must(b, usb.Do(ctx, all[k], &u))
 		}
-		debug.FreeOSMemory()
-		b.ReportMetric(float64(resident(b)-before)/float64(n)/1024, "KiB/device")
 		b.ReportMetric(float64(n), "devices")
+		benchtable.Report(b, float64(resident(b)-before)/float64(n)/1024, 16, "KiB/device")
 		tasks, err := os.ReadDir("/proc/self/task")
 		must(b, err)
-		b.ReportMetric(float64(len(tasks)), "threads")
+		benchtable.Report(b, float64(len(tasks)), 100, "threads")
 		for _, i := range all {
 			i.Close()
 		}
+		cancel()
+		serving.Wait()
+		l.Close()
 	}
 }
 
+// resident returns the memory of this process, without what is free.
 func resident(tb testing.TB) int {
 	tb.Helper()
+	debug.FreeOSMemory()
 	b, err := os.ReadFile("/proc/self/statm")
 	must(tb, err)
 	var size, rss int
