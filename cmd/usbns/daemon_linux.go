@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,12 +13,14 @@ import (
 
 // addDaemon adds the daemon and the commands that talk to it.
 func addDaemon(root *cobra.Command) {
-	dir := os.Getenv("USBNS_RUN")
-	if dir == "" {
-		dir = "/run/usbns"
-	}
+	dir := runDir()
 	root.PersistentFlags().StringVar(&dir, "run", dir, "run directory of the daemon (environment: USBNS_RUN)")
-	root.AddCommand(newDaemon(&dir), newController(&dir), newAttach(&dir), newDetach(&dir), newPort(&dir))
+	root.AddCommand(newDaemon(&dir), newController(&dir), newAttach(&dir), newDetach(&dir), newPort(&dir), newUsbip())
+}
+
+// runDir is where the daemon is, unless a command is told another place.
+func runDir() string {
+	return cmp.Or(os.Getenv("USBNS_RUN"), "/run/usbns")
 }
 
 func newDaemon(dir *string) *cobra.Command {

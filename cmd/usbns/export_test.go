@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -21,10 +19,8 @@ const anyPort = "127.0.0.1:0"
 
 // An exportRun is a running "usbns export".
 type exportRun struct {
-	lines []string // what it printed, a line a device
-	addr  string
-	stdin *io.PipeWriter
-	end   func() error // interrupts it and returns its error
+	*background // its lines are one a device
+	addr        string
 }
 
 func startExport(t *testing.T, listen string, devices ...string) *exportRun {
@@ -33,32 +29,11 @@ func startExport(t *testing.T, listen string, devices ...string) *exportRun {
 	for _, d := range devices {
 		args = append(args, "--device", d)
 	}
-	stdin, tell := io.Pipe()
-	stdout, out := io.Pipe()
-	cmd := newRoot()
-	cmd.SetArgs(args)
-	cmd.SetIn(stdin)
-	cmd.SetOut(out)
-	cmd.SetErr(t.Output())
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() {
-		err := cmd.ExecuteContext(ctx)
-		out.CloseWithError(io.EOF)
-		ended <- err
-	}()
-	r := &exportRun{stdin: tell, end: func() error {
-		cancel()
-		tell.Close()
-		return <-ended
-	}}
-	lines := bufio.NewScanner(stdout)
-	for range devices {
-		if !lines.Scan() {
-			t.Fatalf("export printed %q and ended: %v", r.lines, r.end())
-		}
-		r.lines = append(r.lines, lines.Text())
+	b, err := start(len(devices), t.Output(), args...)
+	if err != nil {
+		t.Fatal(err)
 	}
+	r := &exportRun{background: b}
 	_, r.addr, _ = strings.Cut(r.lines[0], " on ")
 	return r
 }

@@ -1,24 +1,131 @@
 //go:build guest
 
+//vmexec:modules vhci-hcd xhci-pci
+//vmexec:qemu -device qemu-xhci -device usb-kbd -device usb-tablet
+
 package main
 
 import (
+	"bytes"
 	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/vhci"
 )
 
 // TestGuestListMatchesStockTool compares our list with that of the usbip in
 // Debian, names included, to the letter.
 func TestGuestListMatchesStockTool(t *testing.T) {
 	r := startExport(t, "127.0.0.1:3240", "scanner", "signpad", "fingerprint", "serial", "disk", "audio", "loopback:3-1.4")
-	stock, err := exec.CommandContext(t.Context(), "usbip", "list", "-r", "127.0.0.1").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ours := execute(t, "list", "-r", "127.0.0.1"); ours != string(stock) {
-		t.Errorf("usbns list prints\n%s\nusbip list prints\n%s", ours, stock)
+	if ours, theirs := execute(t, "list", "-r", "127.0.0.1"), stockTool(t, "list", "-r", "127.0.0.1"); ours != theirs.Out {
+		t.Errorf("usbns list prints\n%s\nusbip list prints\n%s", ours, theirs.Out)
 	}
 	if err := r.end(); err != nil {
 		t.Error(err)
+	}
+}
+
+// said is all that is seen of a run of usbip.
+type said struct {
+	Out, Err string
+	OK       bool
+}
+
+// stockTool runs Debian's.
+func stockTool(t *testing.T, args ...string) said {
+	t.Helper()
+	var out, stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/usbip", args...)
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Run()
+	return said{out.String(), stderr.String(), err == nil}
+}
+
+// ourTool runs ours on a daemon.
+func ourTool(t *testing.T, dir string, args ...string) said {
+	t.Helper()
+	var out, stderr bytes.Buffer
+	s := stock{
+		ctx: t.Context(), out: &out, err: &stderr,
+		daemon: control.NewClient(dir), sysfs: "/sys", port: usbip.DefaultPort,
+	}
+	ok := s.run(args)
+	return said{out.String(), stderr.String(), ok}
+}
+
+// TestGuestUsbipIsTheStockTool gives the same arguments to Debian's usbip, which
+// attaches to the kernel, and to ours, which attaches to a daemon, and compares
+// all that they print.
+func TestGuestUsbipIsTheStockTool(t *testing.T) {
+	r := startExport(t, "127.0.0.1:3240", "scanner", "scanner")
+	dir := startDaemon(t)
+	execute(t, "controller", "create", "--run", dir)
+
+	compare := func(line, ourLine string) {
+		t.Helper()
+		theirs := stockTool(t, strings.Fields(line)...)
+		if strings.HasPrefix(line, "attach") && theirs.OK {
+			untilUsed(t)
+		}
+		ours := ourTool(t, dir, strings.Fields(ourLine)...)
+		if diff := cmp.Diff(theirs.common(), ours.common()); diff != "" {
+			t.Errorf("usbip %s: of theirs (-) and ours (+)\n%s", line, diff)
+		}
+	}
+	for _, line := range []string{
+		"-x", "list", "list -x", "attach -r 127.0.0.1", "attach -b", "detach", "detach -p",
+		"help list", "help attach", "help detach", "detach -p x", "detach -p -1",
+		"list -l", "list -p -l", "list --par --lo", "list -r 127.0.0.1", "list --rem=127.0.0.1", "list -r nobody.invalid",
+		"-t 1 list -r 127.0.0.1", "-t 1 attach -r 127.0.0.1 -b 1-1", "attach -r 127.0.0.1 -b 1-9",
+		"port", "detach -p 1", "detach -p 250",
+	} {
+		compare(line, line)
+	}
+	// A device can be attached once, so each tool gets its own.
+	compare("attach --remote 127.0.0.1 --device 1-1", "attach --remote 127.0.0.1 --device 1-2")
+	compare("port", "port")
+	compare("attach -r 127.0.0.1 -b 1-1", "attach -r 127.0.0.1 -b 1-2")
+	compare("detach -p 0", "detach -p 0")
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// common makes equal what may differ: how many ports there are, the busids, and
+// our option for the controller.
+func (s said) common() said {
+	s.Err = regexp.MustCompile(`maxports \d+`).ReplaceAllString(s.Err, "maxports N")
+	s.Err = strings.ReplaceAll(s.Err, "1-2", "1-1")
+	s.Out = regexp.MustCompile(`(?m)^ +\S+ -> usbip:(.*)/1-\d$`).ReplaceAllString(s.Out, "BUSID -> usbip:$1/BUSID")
+	s.Out = regexp.MustCompile(`bus/dev .*`).ReplaceAllString(s.Out, "bus/dev N/N")
+	s.Out = regexp.MustCompile(`(?m)^    -(i, --vhci-ix|d, --device  ).*\n`).ReplaceAllString(s.Out, "")
+	return s
+}
+
+// untilUsed waits for the kernel to give the device on port 0 an address, which
+// it does not announce.
+func untilUsed(t *testing.T) {
+	t.Helper()
+	d, err := vhci.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for {
+		ports, err := d.Ports(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ports[0].Status == vhci.StatusUsed {
+			return
+		}
+		runtime.Gosched()
 	}
 }

@@ -84,7 +84,7 @@ func printJSON(w io.Writer, devices []usbip.DeviceInfo) error {
 func printList(w io.Writer, host string, devices []usbip.DeviceInfo, names *usb.Names) error {
 	fmt.Fprintf(w, "Exportable USB devices\n======================\n - %s\n", host)
 	for _, d := range devices {
-		fmt.Fprintf(w, "%11s: %s\n", d.BusID, productName(names, d))
+		fmt.Fprintf(w, "%11s: %s\n", d.BusID, productName(names, d.Vendor, d.Product))
 		fmt.Fprintf(w, "%11s: %s\n", "", d.Path)
 		fmt.Fprintf(w, "%11s: %s\n", "", className(names, d.Class, d.SubClass, d.Protocol))
 		for i, c := range d.Interfaces {
@@ -97,10 +97,10 @@ func printList(w io.Writer, host string, devices []usbip.DeviceInfo, names *usb.
 	return nil
 }
 
-func productName(names *usb.Names, d usbip.DeviceInfo) string {
+func productName(names *usb.Names, vendor, product uint16) string {
 	return fmt.Sprintf("%s : %s (%04x:%04x)",
-		or(names.Vendor(d.Vendor), "unknown vendor"),
-		or(names.Product(d.Vendor, d.Product), "unknown product"), d.Vendor, d.Product)
+		or(names.Vendor(vendor), "unknown vendor"),
+		or(names.Product(vendor, product), "unknown product"), vendor, product)
 }
 
 // readNames returns nil, which knows no names, where there is no file of them.

@@ -4,9 +4,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -15,16 +17,32 @@ import (
 
 func main() { os.Exit(run()) }
 
+// personas are the names of the binary that stand for one of its commands.
+var personas = map[string]string{"usbip": "usbip"}
+
 // run returns the exit status: 0, or 1 after an error, which it has printed.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := newRoot().ExecuteContext(ctx); err != nil {
+	root := newRoot()
+	if command, ok := personas[filepath.Base(os.Args[0])]; ok {
+		root.SetArgs(append([]string{command}, os.Args[1:]...))
+	}
+	err := root.ExecuteContext(ctx)
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		return int(status)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "usbns: error:", err)
 		return 1
 	}
 	return 0
 }
+
+// An exitStatus is the error of a command that has told what is wrong.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
