@@ -28,5 +28,6 @@
 // # What it is not
 //
 // No proof of safety: it knows the ways its authors knew. It does not exploit
-// faults of the kernel, and it measures no time.
+// faults of the kernel, and it measures no time. Keyrings are left out, usbns
+// keeps nothing there.
 package escape

@@ -92,9 +92,9 @@ func describePort(kernel *vhci.Driver, port int) (Target, error) {
 func spread(t *testing.T, target *Target) {
 	t.Helper()
 	target.Names = []string{"hers.example"}
-	target.Mark = "usbns-mark-of-hers"
+	target.Marks = []string{"usbns-mark-of-hers"}
 	cmd := exec.Command("sleep")
-	cmd.Args = []string{target.Mark, "infinity"}
+	cmd.Args = []string{target.Marks[0], "infinity"}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

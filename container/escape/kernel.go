@@ -23,6 +23,10 @@ var kernelCases = []Case{
 		Why: "a module does what it wants",
 	},
 	{
+		Name: "kernel-helpers", try: (*attempt).kernelHelpers,
+		Why: "the kernel starts programs as root whose names stand in files",
+	},
+	{
 		Name: "kernel-bpf", try: (*attempt).kernelBPF,
 		Why: "a program at a kprobe reads the kernel's memory",
 	},
@@ -59,10 +63,7 @@ var kernelCases = []Case{
 func (a *attempt) kernelMemory() (string, error) {
 	var errs error
 	for _, n := range []Node{{Name: "mem", Major: 1, Minor: 1}, {Name: "port", Major: 1, Minor: 4}} {
-		evidence, err := openNode(a.path("/dev/"+n.Name), n)
-		if err != nil {
-			evidence, err = a.makeAndOpen(n)
-		}
+		evidence, err := a.openOrMake(n)
 		if err == nil {
 			return evidence, nil
 		}
@@ -87,6 +88,15 @@ func (a *attempt) kernelModules() (string, error) {
 		return "the kernel takes modules", nil
 	}
 	return "", fmt.Errorf("init_module: %w", err)
+}
+
+func (a *attempt) kernelHelpers() (string, error) {
+	return openFirst(os.O_WRONLY, []string{
+		a.path("/proc/sys/kernel/core_pattern"),
+		a.path("/proc/sys/kernel/modprobe"),
+		a.path("/proc/sysrq-trigger"),
+		a.path("/sys/kernel/uevent_helper"),
+	})
 }
 
 // Of include/uapi/linux/bpf.h.

@@ -99,6 +99,15 @@ func (a *attempt) nodeMknod() (string, error) {
 	return "", brief(errs)
 }
 
+// openOrMake opens a node in /dev or one of the same number.
+func (a *attempt) openOrMake(n Node) (string, error) {
+	evidence, err := openNode(a.path("/dev/"+n.Name), n)
+	if err != nil {
+		evidence, err = a.makeAndOpen(n)
+	}
+	return evidence, err
+}
+
 // Majors of Documentation/admin-guide/devices.txt, and how many minors to try.
 var ranges = []struct {
 	name  string
@@ -167,10 +176,7 @@ func (a *attempt) nodeUsbmon() (string, error) {
 	var errs error
 	for minor := range uint32(64) { // 0 is all buses
 		n := Node{Name: fmt.Sprintf("usbmon%d", minor), Major: major, Minor: minor}
-		evidence, err := openNode(a.path("/dev/"+n.Name), n)
-		if err != nil {
-			evidence, err = a.makeAndOpen(n)
-		}
+		evidence, err := a.openOrMake(n)
 		if err == nil {
 			return evidence, nil
 		}
@@ -186,10 +192,7 @@ func (a *attempt) nodeInject() (string, error) {
 		{Name: "uhid", Major: 10, Minor: 239},
 		{Name: "vhci", Major: 10, Minor: 137}, // Bluetooth's
 	} {
-		evidence, err := openNode(a.path("/dev/"+n.Name), n)
-		if err != nil {
-			evidence, err = a.makeAndOpen(n)
-		}
+		evidence, err := a.openOrMake(n)
 		if err == nil {
 			return evidence, nil
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -93,7 +94,8 @@ func processCase(name, why string, try func(a *attempt, pid int) (string, error)
 
 // marked gives the processes of the target's user.
 func (a *attempt) marked() ([]int, error) {
-	if a.target().Mark == "" {
+	marks := a.target().Marks
+	if len(marks) == 0 {
 		return nil, errors.New("no process is known")
 	}
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -103,7 +105,7 @@ func (a *attempt) marked() ([]int, error) {
 	var pids []int
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil || !strings.Contains(string(text), a.target().Mark) {
+		if err != nil || !slices.ContainsFunc(marks, func(mark string) bool { return strings.Contains(string(text), mark) }) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && pid != os.Getpid() {

@@ -106,7 +106,9 @@ func (a *attempt) sysfsTree() (string, error) {
 
 func (a *attempt) sysfsWrite() (string, error) {
 	dir := a.path(a.target().Path)
+	bus, port, _ := strings.Cut(a.target().BusID, "-")
 	return openFirst(os.O_WRONLY, []string{
+		filepath.Join(filepath.Dir(dir), bus+"-0:1.0", "usb"+bus+"-port"+port, "disable"),
 		filepath.Join(dir, "authorized"),
 		filepath.Join(dir, "remove"),
 		filepath.Join(dir, "uevent"),

@@ -27,8 +27,9 @@ type Target struct {
 	// Names are other words that give the device or its user away: the
 	// exporter, the bus id there, the name of the controller or container.
 	Names []string
-	// Mark is a word in the command line of a process of its user.
-	Mark string
+	// Marks are words in the command lines of processes of its user, or of those
+	// that serve it.
+	Marks []string
 	// Cgroup is its container's, as a path below the cgroup file system.
 	Cgroup       string
 	CgroupHandle Handle

@@ -132,7 +132,8 @@ func (a *attempt) kernelLog() (string, error) {
 	buf := make([]byte, 1<<20)
 	n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, buf)
 	if err != nil {
-		return "", fmt.Errorf("syslog: %w", err)
+		evidence, nodeErr := a.openOrMake(Node{Name: "kmsg", Major: 1, Minor: 11})
+		return evidence, errors.Join(fmt.Errorf("syslog: %w", err), nodeErr)
 	}
 	if word := a.target().named(string(buf[:n])); word != "" {
 		return "the kernel's log tells " + word, nil
