@@ -77,29 +77,47 @@ func (a *attempt) cgroupHandle() (string, error) {
 	})
 }
 
-// fuseHandle guesses the numbers of files, which count up from 1.
+// fuseHandle guesses the numbers of files.
 func (a *attempt) fuseHandle() (string, error) { return onEach("fuse", a.guessInFuse) }
 
 func (a *attempt) guessInFuse(point string) (string, error) {
 	buf := make([]byte, 4096)
 	var last error
-	for number := range uint32(256) {
-		for generation := range uint32(2) {
-			// FILEID_INO64_GEN of include/linux/exportfs.h.
-			h := Handle{Type: 0x81, Bytes: make([]byte, 12)}
-			binary.NativeEndian.PutUint32(h.Bytes[4:], number) // the half above is 0
-			binary.NativeEndian.PutUint32(h.Bytes[8:], generation)
-			fd, err := h.open(point, unix.O_RDONLY)
-			if err != nil {
-				last = err
-				continue
-			}
-			n, _ := unix.Read(fd, buf) // of a directory it fails
-			unix.Close(fd)
-			if word := a.target().named(string(buf[:max(n, 0)])); word != "" {
-				return fmt.Sprintf("file %d of %s tells %s", number, point, word), nil
-			}
+	for number := range guesses {
+		// FILEID_INO64_GEN of include/linux/exportfs.h: the halves of the number,
+		// and a generation.
+		h := Handle{Type: 0x81, Bytes: make([]byte, 12)}
+		binary.NativeEndian.PutUint32(h.Bytes, uint32(number>>32))
+		binary.NativeEndian.PutUint32(h.Bytes[4:], uint32(number))
+		fd, err := h.open(point, unix.O_RDONLY)
+		if err != nil {
+			last = err
+			continue
+		}
+		n, _ := unix.Read(fd, buf) // of a directory it fails
+		unix.Close(fd)
+		text := string(buf[:max(n, 0)])
+		if a.target().named(text) != "" || hasPath(text, a.target().BusID) {
+			return fmt.Sprintf("file %#x of %s tells", number, point), nil
 		}
 	}
 	return "", fmt.Errorf("no file opens by its number and tells: %w", last)
+}
+
+// guesses are small numbers, and what counts controllers and files in bytes.
+func guesses(yield func(uint64) bool) {
+	for number := range uint64(256) {
+		if !yield(number) {
+			return
+		}
+	}
+	for serial := range uint64(16) {
+		for index := range uint64(16) {
+			for kind := range uint64(9) {
+				if !yield(serial<<24 | index<<8 | kind) {
+					return
+				}
+			}
+		}
+	}
 }
