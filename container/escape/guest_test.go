@@ -47,7 +47,8 @@ var prepared = map[string]func(t *testing.T) Known{
 // have it.
 var elsewhere = map[string]string{
 	"attach-foreign": "the kernel looks descriptors up in the writer",
-	"fuse-handle":    "there is no file system that tells",
+	"fuse-number":    "there is no FUSE file system",
+	"fuse-handle":    "there is no FUSE file system that tells",
 }
 
 // On a machine without protection everything must be reached, or the suite is

@@ -77,6 +77,24 @@ func (a *attempt) cgroupHandle() (string, error) {
 	})
 }
 
+// fuseNumber takes numbers that use all of 64 bits for random ones.
+func (a *attempt) fuseNumber() (string, error) {
+	return onEach("fuse", func(point string) (string, error) {
+		h, err := HandleOf(point)
+		if err != nil {
+			return "", err
+		}
+		if len(h.Bytes) < 8 {
+			return "", fmt.Errorf("handle of %s: %x", point, h.Bytes)
+		}
+		number := uint64(binary.NativeEndian.Uint32(h.Bytes))<<32 | uint64(binary.NativeEndian.Uint32(h.Bytes[4:]))
+		if number>>40 != 0 || number == 1 { // the root is always 1
+			return "", fmt.Errorf("the number of %s looks random", point)
+		}
+		return fmt.Sprintf("the number of %s is %#x", point, number), nil
+	})
+}
+
 // fuseHandle guesses the numbers of files.
 func (a *attempt) fuseHandle() (string, error) { return onEach("fuse", a.guessInFuse) }
 

@@ -51,6 +51,10 @@ var kernelCases = []Case{
 		Why: "so does the cgroup of another, out of the reach of the guard",
 	},
 	{
+		Name: "fuse-number", try: (*attempt).fuseNumber,
+		Why: "name_to_handle_at shows the number that a file has in FUSE: one that counts tells how many neighbours there are",
+	},
+	{
 		Name: "fuse-handle", try: (*attempt).fuseHandle,
 		Why: "a file of FUSE opens by its number whatever part of the tree is mounted",
 	},
