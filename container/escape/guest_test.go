@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -40,6 +39,8 @@ var prepared = map[string]func(t *testing.T) Known{
 	"detach-tool":   func(t *testing.T) Known { return neighbour(plug(t, "scanner", "HERS-scanner", 3)) },
 	"mount-fusectl": startFUSE,
 	"fuse-abort":    startFUSE,
+	"fuse-number":   serveFUSE,
+	"fuse-handle":   serveFUSE,
 	"guard-detach":  guardRoot,
 }
 
@@ -47,8 +48,6 @@ var prepared = map[string]func(t *testing.T) Known{
 // have it.
 var elsewhere = map[string]string{
 	"attach-foreign": "the kernel looks descriptors up in the writer",
-	"fuse-number":    "there is no FUSE file system",
-	"fuse-handle":    "there is no FUSE file system that tells",
 }
 
 // On a machine without protection everything must be reached, or the suite is
@@ -182,18 +181,6 @@ func plugAudio(t *testing.T) Known {
 		cards = string(text)
 	}
 	return neighbour(hers)
-}
-
-// startFUSE mounts a file system that nobody serves.
-func startFUSE(t *testing.T) Known {
-	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustMount(t, "fuse", t.TempDir(), "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", device.Fd()))
-	t.Cleanup(func() { device.Close() }) // first, for nothing answers an unmount
-	mustMount(t, "fusectl", "/sys/fs/fuse/connections", "fusectl", 0, "")
-	return neighbour(Target{Serial: "HERS"})
 }
 
 // guardRoot attaches a program to the root cgroup that refuses all devices.
