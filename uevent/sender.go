@@ -1,0 +1,146 @@
+//go:build linux
+
+package uevent
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Sender tells the listeners of a network namespace of events. It is safe for
+// concurrent use.
+type Sender struct {
+	mu     sync.Mutex
+	fd     int    // -1 once closed
+	seqnum uint64 // of the last event in the place of udev
+}
+
+// NewSender returns a sender for a network namespace, an open /proc/PID/ns/net.
+// It needs CAP_SYS_ADMIN over it. Our own namespace is refused: the kernel
+// itself speaks there.
+func NewSender(netns *os.File) (*Sender, error) {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("send events: %w", err)
+	}
+	defer own.Close()
+	if same, err := sameFile(own, netns); err != nil || same {
+		return nil, cmp.Or(err, errors.New("send events: the network namespace is our own, where the kernel tells them"))
+	}
+	fd, err := socketIn(netns, own)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("send events: %w", err)
+	}
+	return &Sender{fd: fd}, nil
+}
+
+func sameFile(a, b *os.File) (bool, error) {
+	x, err := a.Stat()
+	if err != nil {
+		return false, err
+	}
+	y, err := b.Stat()
+	return err == nil && os.SameFile(x, y), err
+}
+
+// socketIn opens a socket in netns. It goes there and back on a thread that
+// runs nothing else, and that ends if it cannot come back.
+func socketIn(netns, own *os.File) (fd int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if err = unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("enter a network namespace to send events: %w", err)
+			runtime.UnlockOSThread()
+			return
+		}
+		fd, err = netlinkSocket()
+		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	<-done
+	return fd, err
+}
+
+// Kernel tells e as the kernel does.
+func (s *Sender) Kernel(e Event) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return os.ErrClosed
+	}
+	message := make([]byte, unix.NLMSG_HDRLEN)
+	message = appendKernel(message, e)
+	binary.NativeEndian.PutUint32(message, uint32(len(message)))
+	binary.NativeEndian.PutUint16(message[4:], unix.NLMSG_MIN_TYPE)
+	binary.NativeEndian.PutUint16(message[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	if err := unix.Sendto(s.fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("send an event to the kernel: %w", err)
+	}
+	return s.acknowledged()
+}
+
+// acknowledged reads the answer, which is there when the message was sent.
+func (s *Sender) acknowledged() error {
+	var answer [unix.NLMSG_HDRLEN + 4 + maxMessage]byte
+	n, _, err := unix.Recvfrom(s.fd, answer[:], unix.MSG_DONTWAIT)
+	if err != nil {
+		return fmt.Errorf("the kernel does not tell an event: %w", err)
+	}
+	if n < unix.NLMSG_HDRLEN+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return fmt.Errorf("the kernel does not tell an event: it answers with %d bytes", n)
+	}
+	if errno := int32(binary.NativeEndian.Uint32(answer[unix.NLMSG_HDRLEN:])); errno != 0 {
+		return fmt.Errorf("the kernel does not tell an event: %w", syscall.Errno(-errno))
+	}
+	return nil
+}
+
+// Udev tells e as udev does that has dealt with it. The user uid, as we know him,
+// must be root for the listeners. That nobody listens is no error.
+func (s *Sender) Udev(e Event, uid, gid uint32) error {
+	if err := e.check(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return os.ErrClosed
+	}
+	credentials := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uid, Gid: gid})
+	s.seqnum++
+	err := unix.Sendmsg(s.fd, appendUdev(nil, e, s.seqnum), credentials, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groupUdev}, 0)
+	if err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("send an event in the place of udev: %w", err)
+	}
+	return nil
+}
+
+// Close closes the sender.
+func (s *Sender) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd < 0 {
+		return os.ErrClosed
+	}
+	fd := s.fd
+	s.fd = -1
+	return unix.Close(fd)
+}
