@@ -171,6 +171,10 @@ func (d *Device) Configuration() uint8 { return d.endpoints.Configuration() }
 // when there is no such interface at the moment.
 func (d *Device) Alternate(iface uint8) (uint8, bool) { return d.endpoints.Alternate(iface) }
 
+// Endpoint returns the endpoint at an address in the configuration and settings
+// the host has chosen, and false if there is none.
+func (d *Device) Endpoint(a usb.Address) (usb.Endpoint, bool) { return d.endpoints.Lookup(a) }
+
 // Submit implements [usb.Device].
 func (d *Device) Submit(u *usb.URB) error {
 	d.mu.Lock()

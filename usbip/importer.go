@@ -134,6 +134,10 @@ func (i *Importer) Speed() usb.Speed { return i.speed }
 // Descriptors returns what the device said of itself when it was imported.
 func (i *Importer) Descriptors() *usb.Descriptors { return i.descriptors }
 
+// Endpoint returns the endpoint at an address in the configuration and settings
+// that were chosen through this Importer, and false if there is none.
+func (i *Importer) Endpoint(a usb.Address) (usb.Endpoint, bool) { return i.endpoints.Lookup(a) }
+
 // Gone is closed when the connection has ended and the last URB completed.
 func (i *Importer) Gone() <-chan struct{} { return i.gone }
 
