@@ -81,6 +81,13 @@ func (c *Client) Detach(ctx context.Context, ref string, port int) error {
 	return c.call(ctx, http.MethodDelete, "/v1/controllers/"+url.PathEscape(ref)+"/ports/"+strconv.Itoa(port), nil, nil)
 }
 
+// Transfer makes a transfer to the device on a port of a controller. It is
+// cancelled with ctx.
+func (c *Client) Transfer(ctx context.Context, ref string, port int, t Transfer) (done Transferred, err error) {
+	err = c.call(ctx, http.MethodPost, "/v1/controllers/"+url.PathEscape(ref)+"/ports/"+strconv.Itoa(port)+"/transfer", t, &done)
+	return done, err
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -8,6 +8,7 @@
 //	DELETE /v1/controllers/{ref}
 //	GET    /v1/controllers/{ref}/ports         []Port
 //	DELETE /v1/controllers/{ref}/ports/{port}
+//	POST   /v1/controllers/{ref}/ports/{port}/transfer  Transfer -> Transferred
 //
 // A ref is a controller's index or its name. Failures are an [Error] with a
 // status of 4xx.

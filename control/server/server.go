@@ -6,6 +6,7 @@ package server
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"syscall"
@@ -42,6 +43,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/controllers/{ref}", answer(s.delete))
 	mux.HandleFunc("GET /v1/controllers/{ref}/ports", answer(s.ports))
 	mux.HandleFunc("DELETE /v1/controllers/{ref}/ports/{port}", answer(s.detach))
+	mux.HandleFunc("POST /v1/controllers/{ref}/ports/{port}/transfer", atOnce(maxTransfers, answer(s.transfer)))
 	return mux
 }
 
@@ -60,6 +62,22 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+// atOnce refuses requests while n are being answered.
+func atOnce(n int, h http.HandlerFunc) http.HandlerFunc {
+	running := make(chan struct{}, n)
+	return func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case running <- struct{}{}:
+			defer func() { <-running }()
+			h(w, r)
+		default:
+			refuse(w, &control.Error{
+				Message: fmt.Sprintf("%d requests of this kind are running already (wait for one to end)", n), Errno: syscall.EAGAIN,
+			})
+		}
 	}
 }
 
