@@ -13,6 +13,7 @@ import (
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -30,7 +31,7 @@ func FuzzTransfer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	made, err := table.Create(controller.Config{Driver: &controller.User{}}, 1)
+	made, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1)
 	if err != nil {
 		f.Fatal(err)
 	}

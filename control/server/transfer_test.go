@@ -15,13 +15,14 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 )
 
 // plug makes a controller with dev on its port 0.
 func plug(t *testing.T, table *controller.Table, dev usb.Device) {
 	t.Helper()
-	made, err := table.Create(controller.Config{Driver: &controller.User{}}, 1)
+	made, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
