@@ -117,7 +117,12 @@ func TestExportTellsDevicesWhatStandardInputSays(t *testing.T) {
 	if _, err := io.WriteString(r.stdin, "9-9 lost\n\n1-1 4006381333931\n"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := readLine(t.Context(), owner); err != nil || got != "4006381333931" {
+	got, err := readLine(func() ([]byte, error) {
+		u := usb.URB{Endpoint: 1 | usb.DirIn, Type: usb.Interrupt, Flags: usb.FlagDirIn, Buffer: make([]byte, 8)}
+		err := usb.Do(t.Context(), owner, &u)
+		return u.Buffer[:u.Actual], err
+	})
+	if err != nil || got != "4006381333931" {
 		t.Errorf("the importer received %q, %v", got, err)
 	}
 	if err := r.end(); err != nil {

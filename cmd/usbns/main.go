@@ -56,7 +56,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		Version:       version(),
 	}
-	root.AddCommand(newExport(), newList(), newDemo(), newVersion())
+	root.AddCommand(newExport(), newList(), newVersion())
 	addDaemon(root)
 	return root
 }

@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Defer(func() { os.RemoveAll(dir) })
+			e.Setenv("TMPDIR", dir)
 			e.Setenv("USBNS_RUN", filepath.Join(dir, "run"))
 			e.Setenv("GORACE", "atexit_sleep_ms=0") // each command would take a second
 			return nil

@@ -186,7 +186,7 @@ func (s *stock) printPortsOf(ports []control.Port, names *usb.Names) {
 		}
 		fmt.Fprintf(s.out, "Port %02d: <%s> at %s\n", p.Number, vhci.Status(p.Status), speedText(usb.Speed(p.Speed)))
 		fmt.Fprintf(s.out, "       %s\n", productName(names, p.Vendor, p.Product))
-		if r := p.Remote; r.Host == "" {
+		if r := p.Remote; r.BusID == "" {
 			fmt.Fprintf(s.out, "%10s -> unknown host, remote port and remote busid\n", p.BusID)
 		} else {
 			fmt.Fprintf(s.out, "%10s -> usbip://%s:%s/%s\n", p.BusID, r.Host, r.Port, r.BusID)
