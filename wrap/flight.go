@@ -1,0 +1,179 @@
+package wrap
+
+import (
+	"math/bits"
+	"sync"
+	"time"
+
+	"github.com/usbns/usbns/usb"
+)
+
+// A flight is a transfer on its way: the submitter's, and the one with memory of
+// its own that the device has. Shield.mu guards all but what inner and buf hold,
+// which are the device's until back is set.
+type flight struct {
+	s     *Shield
+	outer *usb.URB // nil once it is taken to be completed
+	inner usb.URB
+
+	list       *list
+	prev, next *flight
+	deadline   time.Time
+
+	done     bool // has an outcome
+	answered bool // which is in outer already, and not the device's
+	asked    bool // was cancelled
+	back     bool // the device has completed inner, or never had it
+	pins     int  // who else uses it
+
+	class   int
+	buf     []byte
+	packets []usb.IsoPacket
+}
+
+// The pools hold flights with a buffer of 512 bytes, 1 KiB, and so on to 1 MiB.
+// Larger ones are too rare to be kept. The first pool is of those without.
+const (
+	minClass = 9
+	maxClass = 20
+	noClass  = -1
+)
+
+var flights [maxClass - minClass + 2]sync.Pool
+
+// getFlight returns a flight with room for n bytes.
+func getFlight(n int) *flight {
+	class := 0
+	if n > 0 {
+		class = max(bits.Len(uint(n-1)), minClass) - minClass + 1
+	}
+	if class >= len(flights) {
+		return &flight{class: noClass, buf: make([]byte, n)}
+	}
+	if f, ok := flights[class].Get().(*flight); ok {
+		return f
+	}
+	f := &flight{class: class}
+	if class > 0 {
+		f.buf = make([]byte, 1<<(class-1+minClass))
+	}
+	return f
+}
+
+// free gives f back, which nobody else knows of.
+func (f *flight) free() {
+	f.s, f.outer, f.list = nil, nil, nil
+	f.done, f.answered, f.asked, f.back = false, false, false, false
+	f.inner = usb.URB{}
+	if f.class != noClass {
+		flights[f.class].Put(f)
+	}
+}
+
+// put frees f if nobody needs it any more. Shield.mu is held.
+func (f *flight) put() {
+	if f.outer == nil && f.back && f.pins == 0 {
+		f.free()
+	}
+}
+
+func (f *flight) unpin() {
+	f.pins--
+	f.put()
+}
+
+// fill makes the device's transfer of u.
+func (f *flight) fill(u *usb.URB) {
+	f.inner = usb.URB{
+		Endpoint: u.Endpoint, Type: u.Type, Setup: u.Setup, Flags: u.Flags,
+		Buffer: f.buf[:len(u.Buffer)], StartFrame: u.StartFrame, Interval: u.Interval,
+		Complete: innerCompleted, Submitter: f,
+	}
+	if u.Packets != nil {
+		f.packets = append(f.packets[:0], u.Packets...)
+		f.inner.Packets = f.packets
+	}
+	if !u.In() {
+		copy(f.inner.Buffer, u.Buffer)
+	}
+}
+
+// copyTo brings the device's outcome to u.
+func (f *flight) copyTo(u *usb.URB) {
+	in := &f.inner
+	u.Status, u.Errors, u.StartFrame = f.plausible(in.Status), in.Errors, in.StartFrame
+	u.Actual = min(max(in.Actual, 0), len(u.Buffer))
+	if u.In() && len(u.Packets) == 0 {
+		copy(u.Buffer[:u.Actual], in.Buffer)
+	}
+	for i := range u.Packets {
+		p, got := &u.Packets[i], &in.Packets[i]
+		p.Actual, p.Status = min(max(got.Actual, 0), p.Length), f.plausible(got.Status)
+		if u.In() {
+			copy(u.Buffer[p.Offset:p.Offset+p.Actual], in.Buffer[p.Offset:])
+		}
+	}
+}
+
+const (
+	statusInProgress = usb.Status(-115) // EINPROGRESS: to Linux, not completed
+	lowestErrno      = usb.Status(-4095)
+)
+
+// plausible replaces what no device has to tell a driver: numbers that are no
+// errno, that the transfer still runs, and that it was cancelled, if nobody did.
+func (f *flight) plausible(s usb.Status) usb.Status {
+	switch {
+	case s > 0, s < lowestErrno, s == statusInProgress:
+		return usb.StatusProtocol
+	case !f.asked && (s == usb.StatusCancelled || s == usb.StatusUnlinked):
+		return usb.StatusShutdown
+	}
+	return s
+}
+
+// take removes f from its list, pins it, and returns the transfer for the caller
+// to complete or to give back. Shield.mu is held.
+func (f *flight) take() *usb.URB {
+	u := f.outer
+	f.pins++
+	f.outer, u.Holder = nil, nil
+	f.list.remove(f)
+	return u
+}
+
+// A list of flights, the oldest first.
+type list struct{ head, tail *flight }
+
+func (l *list) push(f *flight) {
+	f.prev, f.next = l.tail, nil
+	if l.tail == nil {
+		l.head = f
+	} else {
+		l.tail.next = f
+	}
+	l.tail = f
+}
+
+func (l *list) remove(f *flight) {
+	if f.prev == nil {
+		l.head = f.next
+	} else {
+		f.prev.next = f.next
+	}
+	if f.next == nil {
+		l.tail = f.prev
+	} else {
+		f.next.prev = f.prev
+	}
+	f.prev, f.next = nil, nil
+}
+
+// pending returns the oldest flight that has no outcome, nil if all have.
+func (l *list) pending() *flight {
+	f := l.head
+	for f != nil && f.done {
+		f = f.next
+	}
+	return f
+}
