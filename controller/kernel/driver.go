@@ -1,0 +1,255 @@
+//go:build linux
+
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/vhci"
+)
+
+// Defaults of Options.
+const (
+	// DefaultEnumerateTimeout is for some dozens of round trips.
+	DefaultEnumerateTimeout = 3 * time.Second
+	// DefaultKernelTimeout is for what the kernel's drivers ask of a device. A
+	// single request may take 5 s.
+	DefaultKernelTimeout = 15 * time.Second
+)
+
+// releaseTimeout is how long Detach waits for the kernel. After that the port
+// stays leased until it is free.
+const releaseTimeout = 10 * time.Second
+
+// Options are the choices of a Driver. Fields that are zero mean the defaults.
+type Options struct {
+	// Dir is the directory for the sockets of workers, which must exist and be
+	// this user's alone. Its name is short: a socket's has 107 bytes at most.
+	Dir string
+	// EnumerateTimeout is for a device to tell its descriptors.
+	EnumerateTimeout time.Duration
+	// KernelTimeout is for all the kernel does until a device works.
+	KernelTimeout time.Duration
+	// Sysfs is where the kernel's controllers are.
+	Sysfs vhci.Sysfs
+}
+
+// A Driver is a controller.Driver for checked devices. All methods are safe for
+// concurrent use.
+type Driver struct {
+	opts    Options
+	changed *notifier
+	workers *workers
+	closed  chan struct{}
+	leaving sync.WaitGroup // goroutines that hold a lease
+
+	mu     sync.Mutex
+	ports  *vhci.Driver // nil until it is needed
+	leased map[int]bool // by port
+	buses  map[int][2]vhci.RootHub
+}
+
+// New returns a driver that touches the kernel with the first attach or restore,
+// so a machine without vhci_hcd can have one.
+func New(opts Options) *Driver {
+	opts.EnumerateTimeout = cmp.Or(opts.EnumerateTimeout, DefaultEnumerateTimeout)
+	opts.KernelTimeout = cmp.Or(opts.KernelTimeout, DefaultKernelTimeout)
+	return &Driver{
+		opts: opts, changed: newNotifier(), closed: make(chan struct{}),
+		workers: newWorkers(opts.Dir), leased: make(map[int]bool),
+	}
+}
+
+// Close is called when every attachment was detached or left. Ports that the
+// kernel has not let go of by then are its business alone.
+func (d *Driver) Close() error {
+	close(d.closed)
+	d.leaving.Wait()
+	d.changed.close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ports == nil {
+		return nil
+	}
+	return d.ports.Close()
+}
+
+// open opens the kernel's controllers and makes their devices wait for us.
+func (d *Driver) open() (*vhci.Driver, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ports != nil {
+		return d.ports, nil
+	}
+	ports, err := d.opts.Sysfs.Open(0)
+	if errors.Is(err, vhci.ErrNotLoaded) {
+		return nil, vhci.ErrNotLoaded
+	} else if err != nil {
+		return nil, err
+	}
+	buses := make(map[int][2]vhci.RootHub)
+	for k := range ports.Geometry().Controllers {
+		hubs, err := ports.RootHubs(k)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it could not start: the machine is out of buses
+		}
+		for _, hub := range hubs {
+			if err == nil {
+				err = hub.SetAuthorizedDefault(false)
+			}
+		}
+		if err != nil {
+			ports.Close()
+			return nil, err
+		}
+		buses[k] = hubs
+	}
+	if err := d.changed.start(); err != nil {
+		ports.Close()
+		return nil, err
+	}
+	d.ports, d.buses = ports, buses
+	return ports, nil
+}
+
+// A NoPortError says that no port of the kernel is left for a device. It
+// unwraps to ENOSPC.
+type NoPortError struct{ Speed usb.Speed }
+
+func (e *NoPortError) Error() string {
+	return fmt.Sprintf("no free kernel port for a device of %v speed (detach something, or create the controller with --driver user)", e.Speed)
+}
+
+// Unwrap returns ENOSPC: EBUSY is of a port that can be seen in use.
+func (e *NoPortError) Unwrap() error { return syscall.ENOSPC }
+
+// A lease is a port of the kernel that nobody else here uses.
+type lease struct {
+	d    *Driver
+	port int
+	path string // of its device in sysfs
+}
+
+// take leases a port for a device of speed s. Those in skip are not tried.
+func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
+	ports, err := d.open()
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for k := range ports.Geometry().Controllers {
+		if _, started := d.buses[k]; !started {
+			continue
+		}
+		list, err := ports.Ports(k)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range list {
+			if !p.Free() || p.Hub != vhci.HubFor(s) || d.leased[p.Number] || skip[p.Number] {
+				continue
+			}
+			l := d.lease(p.Number)
+			if _, err := os.Lstat(l.path); err == nil {
+				continue // somebody else's device is on its way out
+			}
+			d.leased[l.port] = true
+			return l, nil
+		}
+	}
+	return nil, &NoPortError{s}
+}
+
+// lease is called with mu held.
+func (d *Driver) lease(port int) *lease {
+	place, _ := d.ports.Geometry().Place(port)
+	hub := d.buses[place.Controller][place.Hub]
+	return &lease{d: d, port: port, path: hub.Path() + "/" + hub.BusID(place.Index)}
+}
+
+// status reads the port.
+func (l *lease) status() (vhci.Port, error) {
+	place, _ := l.d.ports.Geometry().Place(l.port)
+	list, err := l.d.ports.Ports(place.Controller)
+	if err != nil {
+		return vhci.Port{}, err
+	}
+	return list[l.port%len(list)], nil
+}
+
+// vacated tells whether the kernel has let go of the port and of the device.
+func (l *lease) vacated() bool {
+	p, err := l.status()
+	if err != nil || !p.Free() {
+		return false
+	}
+	_, err = os.Lstat(l.path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// release gives the port back when the kernel has let go of it. It returns then,
+// or after releaseTimeout.
+func (l *lease) release() {
+	done := make(chan struct{})
+	l.d.leaving.Go(func() {
+		defer close(done)
+		for w := l.d.changed.wait(); !l.vacated(); {
+			if !w.next(l.d.closed, nil) {
+				return // the next process finds the port as it is
+			}
+		}
+		l.giveBack()
+	})
+	select {
+	case <-done:
+	case <-time.After(releaseTimeout):
+	}
+}
+
+// giveBack ends the lease, of a port that the kernel never had or is to keep.
+func (l *lease) giveBack() {
+	l.d.mu.Lock()
+	defer l.d.mu.Unlock()
+	delete(l.d.leased, l.port)
+}
+
+// await returns the lease's device when the kernel has come that far with it.
+func (l *lease) await(ctx context.Context, src source) (*vhci.Device, error) {
+	for w := l.d.changed.wait(); ; {
+		p, err := l.status()
+		switch {
+		case err != nil:
+			return nil, err
+		case p.Free():
+			return nil, errDropped
+		case p.Status == vhci.StatusUsed:
+			v, err := l.d.ports.Device(l.port)
+			if err == nil || !errors.Is(err, fs.ErrNotExist) {
+				return v, err
+			}
+		}
+		if !w.next(ctx.Done(), src.Ended()) {
+			return nil, whyNot(ctx, src)
+		}
+	}
+}
+
+var errDropped = errors.New("the kernel has let go of the device")
+
+// whyNot is for an attach whose context or source has ended.
+func whyNot(ctx context.Context, src source) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return cmp.Or(src.Err(), errDropped)
+}

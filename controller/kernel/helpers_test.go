@@ -1,0 +1,288 @@
+//go:build linux
+
+package kernel_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/controller/kernel"
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/vhci"
+	"github.com/usbns/usbns/vhci/vhcitest"
+	"github.com/usbns/usbns/worker"
+)
+
+func TestMain(m *testing.M) {
+	if worker.Called() {
+		os.Exit(worker.Main())
+	}
+	if owner != nil && os.Getenv(ownerEnv) != "" {
+		os.Exit(owner())
+	}
+	os.Exit(m.Run())
+}
+
+// owner is what a process does that a test starts to kill it.
+var owner func() int
+
+const ownerEnv = "USBNS_TEST_OWNER"
+
+const (
+	devid   = 0x10002
+	patient = time.Minute
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func await(t testing.TB, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(patient):
+		t.Fatalf("%s: nothing after %v", what, patient)
+	}
+}
+
+// noLeaks fails the test if goroutines of this module are left at its end.
+func noLeaks(t testing.TB) {
+	t.Helper()
+	t.Cleanup(func() {
+		for deadline := time.Now().Add(patient); ; runtime.Gosched() {
+			buf := make([]byte, 1<<20)
+			buf = buf[:runtime.Stack(buf, true)]
+			var left []string
+			for _, g := range strings.Split(string(buf), "\n\n")[1:] {
+				if strings.Contains(g, "usbns/usbns/") && !strings.Contains(g, "testing.(*T).Run") && !strings.Contains(g, "testing.tRunner") {
+					left = append(left, g)
+				}
+			}
+			if len(left) == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("goroutines are left:\n%s", strings.Join(left, "\n\n"))
+				return
+			}
+		}
+	})
+}
+
+// A host is a fake kernel that uses what is attached to it.
+type host struct {
+	t testing.TB
+	*vhcitest.Kernel
+
+	mu      sync.Mutex
+	devices map[int]*usbip.Importer // by port
+	hooked  func(port int) bool     // in the place of use, if it returns true
+	running sync.WaitGroup
+}
+
+func newHost(t testing.TB, controllers, hubPorts int) *host {
+	t.Helper()
+	h := &host{t: t, Kernel: vhcitest.New(t, controllers, hubPorts), devices: make(map[int]*usbip.Importer)}
+	h.OnAttach = h.use
+	t.Cleanup(h.running.Wait)
+	return h
+}
+
+// use enumerates a port's device as the kernel does, and lets go of it when its
+// peer does.
+func (h *host) use(port int) {
+	if h.hooked != nil && h.hooked(port) {
+		return
+	}
+	fd, err := unix.FcntlInt(h.Socket(port).Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	f := os.NewFile(uintptr(fd), "kernel")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	h.running.Go(func() {
+		imp, err := usbip.NewImporter(context.Background(), conn, devid, usb.SpeedHigh, nil)
+		if err != nil {
+			conn.Close()
+			h.Finish(port)
+			return
+		}
+		h.Enumerate(port)
+		h.mu.Lock()
+		h.devices[port] = imp
+		h.mu.Unlock()
+		<-imp.Gone()
+		h.mu.Lock()
+		delete(h.devices, port)
+		h.mu.Unlock()
+		h.Finish(port)
+	})
+}
+
+// device returns what the kernel's drivers have of a port.
+func (h *host) device(port int) *usbip.Importer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.devices[port]
+}
+
+// port returns the only port that is in use.
+func (h *host) port() int {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.devices) != 1 {
+		h.t.Fatalf("%d ports are in use", len(h.devices))
+	}
+	for port := range h.devices {
+		return port
+	}
+	panic("unreachable")
+}
+
+// works makes the device on a port do something that only it can.
+func (h *host) works(port int) {
+	h.t.Helper()
+	d := h.device(port)
+	if d == nil {
+		h.t.Fatalf("no device on port %d", port)
+	}
+	if _, err := usb.ControlTransfer(h.t.Context(), d, usb.SetConfiguration(1), nil); err != nil {
+		h.t.Fatalf("the device on port %d: %v", port, err)
+	}
+	if !h.Authorized(port) {
+		h.t.Errorf("the device on port %d is not authorized", port)
+	}
+}
+
+// workerDir is short enough for sockets.
+func workerDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "k")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func newDriver(t testing.TB, h *host, dir string) *kernel.Driver {
+	t.Helper()
+	// Not for a machine that is slow: for a device that does nothing.
+	d := kernel.New(kernel.Options{Dir: dir, Sysfs: h.Sysfs(), EnumerateTimeout: 20 * time.Second, KernelTimeout: 40 * time.Second})
+	t.Cleanup(func() { must(t, d.Close()) })
+	return d
+}
+
+// newController makes a controller of a driver, in a table of its own.
+func newController(t testing.TB, d controller.Driver) (*controller.Controller, <-chan controller.Event) {
+	t.Helper()
+	events := make(chan controller.Event, 1000)
+	table := &controller.Table{OnEvent: func(e controller.Event) { events <- e }}
+	t.Cleanup(table.Close)
+	made, err := table.Create(controller.Config{Driver: d}, 1)
+	must(t, err)
+	return made[0], events
+}
+
+func wantEvent(t testing.TB, events <-chan controller.Event, kind controller.EventKind) controller.Event {
+	t.Helper()
+	select {
+	case e := <-events:
+		if e.Kind != kind {
+			t.Fatalf("event %d (%v), want %d", e.Kind, e.Err, kind)
+		}
+		return e
+	case <-time.After(patient):
+		t.Fatalf("no event after %v", patient)
+	}
+	panic("unreachable")
+}
+
+func connect(t testing.TB) (here, peer net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	here, err = net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	peer, err = l.Accept()
+	must(t, err)
+	t.Cleanup(func() { here.Close(); peer.Close() })
+	return here, peer
+}
+
+// export serves a device, and returns the importer's end as a plug and what ends
+// it.
+func export(t testing.TB, kind string) (controller.Plug, func()) {
+	t.Helper()
+	d, err := emulate.Open(kind, emulate.Options{Speed: usb.SpeedHigh})
+	must(t, err)
+	here, peer := connect(t)
+	return plug(here), serveUntilCleanup(t, peer, d)
+}
+
+// serveUntilCleanup serves and closes a device; what it returns ends that sooner.
+func serveUntilCleanup(t testing.TB, peer net.Conn, d usb.Device) func() {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		usbip.ServeDevice(ctx, peer, devid, d, nil)
+	}()
+	stop := func() { cancel(); <-done; d.Close() }
+	t.Cleanup(stop)
+	return stop
+}
+
+func plug(here net.Conn) controller.Plug {
+	return controller.Plug{
+		Conn: here, Speed: usb.SpeedHigh, DevID: devid,
+		From: vhci.Record{Host: "shop", Port: "3240", BusID: "1-4"},
+	}
+}
+
+func wantIs(t testing.TB, err, target error) {
+	t.Helper()
+	if !errors.Is(err, target) {
+		t.Errorf("error %v, want %v", err, target)
+	}
+}
+
+// killWorker kills the process that listens on a socket.
+func killWorker(t testing.TB, path string) {
+	t.Helper()
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
+	must(t, err)
+	defer c.Close()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		must(t, err)
+		if cred.Pid == int32(os.Getpid()) {
+			t.Fatal("the worker does not listen itself")
+		}
+		must(t, unix.Kill(int(cred.Pid), unix.SIGKILL))
+	}))
+}
