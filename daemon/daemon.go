@@ -41,6 +41,7 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/sysfs"
 )
 
@@ -77,12 +78,24 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	}
 	defer attach.Close()
 
-	s := &server.Server{Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}}, Log: log}
+	inKernel, err := newKernelDriver(dir)
+	if err != nil {
+		return err
+	}
+	defer inKernel.Close()
+	s := &server.Server{Log: log, Drivers: map[string]server.Driver{
+		"user":          {Driver: &controller.User{}},
+		"kernel":        {Driver: inKernel, Kernel: true},
+		"kernel-direct": {Driver: inKernel.Direct(), Kernel: true},
+	}}
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
 	s.Table = newTable(disk, log)
 	defer s.Table.Close()
 	if err := restore(ctx, s, disk, log); err != nil {
 		return err
+	}
+	if err := inKernel.Sweep(ctx); err != nil {
+		log.Warn("devices of an earlier daemon may be left in the kernel", "reason", err)
 	}
 	files, err := sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: s.Table, Identify: identify, Log: log})
 	if err != nil {
@@ -96,6 +109,15 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	}
 	ready()
 	return serve(ctx, s, api, attach)
+}
+
+// newKernelDriver needs no kernel module before a device is attached.
+func newKernelDriver(dir string) (*kernel.Driver, error) {
+	workers := filepath.Join(dir, "workers")
+	if err := os.MkdirAll(workers, 0o700); err != nil {
+		return nil, fmt.Errorf("make a directory for workers: %w", err)
+	}
+	return kernel.New(kernel.Options{Dir: workers}), nil
 }
 
 func newTable(disk *state, log *slog.Logger) *controller.Table {

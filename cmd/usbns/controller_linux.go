@@ -20,6 +20,7 @@ func newController(dir *string) *cobra.Command {
 func newControllerCreate(dir *string) *cobra.Command {
 	r := control.Create{}
 	var owner string
+	var direct bool
 	cmd := &cobra.Command{
 		Use:   "create [NAME]",
 		Short: "Make controllers",
@@ -40,6 +41,9 @@ func newControllerCreate(dir *string) *cobra.Command {
 			if r.UID, r.GID, err = parseOwner(owner); err != nil {
 				return err
 			}
+			if direct {
+				r.Driver += "-direct" // there is only the kernel's
+			}
 			made, err := control.NewClient(*dir).Create(cmd.Context(), r)
 			if err != nil {
 				return err
@@ -51,7 +55,8 @@ func newControllerCreate(dir *string) *cobra.Command {
 		},
 	}
 	cmd.Flags().IntVar(&r.Count, "count", 1, "how many to make")
-	cmd.Flags().StringVar(&r.Driver, "driver", "user", "what stands behind the ports: user keeps devices in user space")
+	cmd.Flags().StringVar(&r.Driver, "driver", "user", "what stands behind the ports: user keeps devices in user space, kernel gives them to this machine's kernel")
+	cmd.Flags().BoolVar(&direct, "direct", false, "hand connections to the kernel unchecked, for exporters you trust (with driver kernel)")
 	cmd.Flags().IntVar(&r.HubPorts, "ports", 0, "ports of each speed half, 1 to 15 (default 8)")
 	cmd.Flags().StringSliceVar(&r.Allow, "allow", nil, "classes and devices to take beside those of the driver's default")
 	cmd.Flags().StringSliceVar(&r.Deny, "deny", nil, "classes and devices not to take; what is allowed as well is taken")

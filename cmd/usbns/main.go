@@ -15,7 +15,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	if process, ok := processes[filepath.Base(os.Args[0])]; ok {
+		os.Exit(process())
+	}
+	os.Exit(run())
+}
 
 // personas are the names of the binary that stand for one of its commands.
 var personas = map[string]string{"usbip": "usbip"}

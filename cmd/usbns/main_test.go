@@ -15,7 +15,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"usbns": main, "usbip": main})
+	commands := map[string]func(){"usbns": main, "usbip": main}
+	for name := range processes {
+		commands[name] = main
+	}
+	testscript.Main(m, commands)
 }
 
 // TestScripts runs the commands as a shell would. The scripts have two commands

@@ -18,6 +18,7 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
@@ -200,7 +201,7 @@ func newController(t testing.TB, d controller.Driver) (*controller.Controller, <
 	events := make(chan controller.Event, 1000)
 	table := &controller.Table{OnEvent: func(e controller.Event) { events <- e }}
 	t.Cleanup(table.Close)
-	made, err := table.Create(controller.Config{Driver: d}, 1)
+	made, err := table.Create(controller.Config{Driver: d, Policy: policy.Open()}, 1)
 	must(t, err)
 	return made[0], events
 }

@@ -241,7 +241,7 @@ func TestRestore(t *testing.T) {
 	old := attach(2)
 	old.Detach()
 	for _, a := range []controller.Attachment{kept, forgotten} {
-		a.(interface{ Leave() }).Leave()
+		a.Leave()
 		await(t, "Done of what was left", a.Done())
 	}
 	must(t, first.Close())
@@ -295,7 +295,7 @@ func TestRestoreOfAnotherDevice(t *testing.T) {
 	p, _ := export(t, "scanner")
 	kept, err := first.Attach(t.Context(), p)
 	must(t, err)
-	kept.(interface{ Leave() }).Leave()
+	kept.Leave()
 	must(t, first.Close())
 	// The same name, and another directory.
 	must(t, os.Rename(kept.Path(), kept.Path()+".old"))

@@ -97,6 +97,10 @@ func (d *Driver) restore(ctx context.Context, p controller.Plug, text []byte) (_
 	if err == nil && p.Ready != nil {
 		err = p.Ready(a)
 	}
+	// It may have been on its way in.
+	if err == nil {
+		err = authorize(ctx, a)
+	}
 	if err != nil {
 		a.dev.Close()
 		return nil, err
