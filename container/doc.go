@@ -1,5 +1,6 @@
 // Package container serves callers that live in containers: it tells who calls,
-// and takes the socket that a caller names by a descriptor of its own.
+// takes the socket that a caller names by a descriptor of its own, and puts the
+// files of a controller where the stock tools look for them.
 //
 // The kernel's attach file is written with the number of a descriptor, and the
 // kernel looks it up in the writer. A daemon that offers such a file through
@@ -19,11 +20,21 @@
 //
 // Linux 5.6, /proc, the pid namespace of whoever mounted the FUSE file system,
 // and CAP_SYS_PTRACE over the caller's user namespace. With
-// kernel.yama.ptrace_scope=3 not even that is enough.
+// kernel.yama.ptrace_scope=3 not even that is enough. Binding files needs Linux
+// 5.12 and CAP_SYS_ADMIN.
+//
+// # Binding files
+//
+// [BindController] works on containers that run: it clones the files as mounts of
+// their own, enters the mount namespace with a thread that ends afterwards, and
+// mounts them there. A file whose daemon died answers ENOTCONN for good, so a new
+// daemon calls it again. The directory stays the kernel's: libudev refuses one
+// that is not on a sysfs.
 //
 // # What it is not
 //
-// It serves no files, makes no containers, and decides on no rights.
+// It serves no files, makes no containers, and decides on no rights. It hides
+// nothing of /sys.
 //
 // # Dead ends
 //

@@ -40,6 +40,7 @@ type Options struct {
 // A Tree is mounted until Close.
 type Tree struct {
 	dir    string
+	fd     int
 	tree   *tree
 	cancel context.CancelFunc // ends attempts to attach
 	served chan struct{}      // closed when no request is left
@@ -78,7 +79,7 @@ func Mount(dir string, o Options) (*Tree, error) {
 		cancel()
 		return nil, errors.Join(fmt.Errorf("serve the control files on %s: %w", dir, err), unmount(dir, 0))
 	}
-	f := &Tree{dir: dir, tree: t, cancel: cancel, served: make(chan struct{})}
+	f := &Tree{dir: dir, fd: fd, tree: t, cancel: cancel, served: make(chan struct{})}
 	go func() {
 		defer close(f.served)
 		server.Serve()
@@ -113,6 +114,10 @@ func (f *Tree) Dir(c *controller.Controller) string {
 func (f *Tree) NamelessDir(c *controller.Controller) string {
 	return filepath.Join(f.dir, f.tree.mint.path(c, kindNamelessDir))
 }
+
+// Server returns the descriptor over which this process answers, for
+// container.BindController.
+func (f *Tree) Server() int { return f.fd }
 
 // Close ends all requests and the mount. What is bound elsewhere fails with
 // ENOTCONN from then on.
