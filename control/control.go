@@ -1,7 +1,9 @@
 package control
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"syscall"
 
 	"github.com/usbns/usbns/policy"
@@ -12,6 +14,9 @@ const (
 	Socket       = "control.sock"
 	AttachSocket = "attach.sock"
 )
+
+// MaxSocketPath is how long the path of a socket can be, in bytes (unix(7)).
+const MaxSocketPath = 107
 
 // MaxMessage bounds a request, in bytes.
 const MaxMessage = 1 << 20
@@ -109,6 +114,13 @@ type DialError struct {
 }
 
 func (e *DialError) Error() string {
+	switch {
+	case len(e.Path) > MaxSocketPath:
+		return fmt.Sprintf("no daemon can be on %s, which is longer than the %d bytes of a socket (choose another directory with --run DIR)",
+			e.Path, MaxSocketPath)
+	case errors.Is(e.Err, fs.ErrPermission):
+		return fmt.Sprintf("the daemon on %s is for its own user: %v (use sudo, or a daemon of your own: usbns daemon --run DIR)", e.Path, e.Err)
+	}
 	return fmt.Sprintf("no daemon answers on %s: %v (start one with: usbns daemon)", e.Path, e.Err)
 }
 

@@ -46,7 +46,7 @@ import (
 )
 
 // ErrRunning says that another daemon has the run directory.
-var ErrRunning = errors.New("another daemon runs there")
+var ErrRunning = errors.New("another daemon runs there (use it, or choose another directory with --run DIR)")
 
 // requestTimeout bounds how long a client may take to make its request.
 const requestTimeout = 10 * time.Second
@@ -224,6 +224,10 @@ func acquire(dir string) (*os.File, error) {
 // locked.
 func listen(dir, network, name string) (*net.UnixListener, error) {
 	path := filepath.Join(dir, name)
+	if len(path) > control.MaxSocketPath {
+		return nil, fmt.Errorf("listen for clients: the path %s is longer than the %d bytes of a socket (choose another directory with --run DIR)",
+			path, control.MaxSocketPath)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove an old socket: %w", err)
 	}

@@ -79,9 +79,10 @@ func parseOwner(s string) (uid, gid uint32, err error) {
 func newControllerList(dir *string) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List controllers",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "List controllers",
+		Example: "  usbns controller list\n  usbns controller list --json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := control.NewClient(*dir).Controllers(cmd.Context())
 			if err != nil {
@@ -104,9 +105,10 @@ func newControllerList(dir *string) *cobra.Command {
 
 func newControllerDelete(dir *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "delete CONTROLLER...",
-		Short: "Delete controllers, by index or name, and detach their devices",
-		Args:  cobra.MinimumNArgs(1),
+		Use:     "delete CONTROLLER...",
+		Short:   "Delete controllers, by index or name, and detach their devices",
+		Example: "  usbns controller delete alice 7",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client := control.NewClient(*dir)
 			for _, ref := range args {

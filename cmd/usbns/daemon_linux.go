@@ -16,6 +16,7 @@ func addDaemon(root *cobra.Command) {
 	dir := runDir()
 	root.PersistentFlags().StringVar(&dir, "run", dir, "run directory of the daemon (environment: USBNS_RUN)")
 	root.AddCommand(newDaemon(&dir), newController(&dir), newAttach(&dir), newDetach(&dir), newPort(&dir), newTransfer(&dir), newUsbip(), newDemo())
+	addCompletion(root, &dir)
 }
 
 // runDir is where the daemon is, unless a command is told another place.
@@ -25,9 +26,10 @@ func runDir() string {
 
 func newDaemon(dir *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "daemon",
-		Short: "Hold controllers until interrupted",
-		Args:  cobra.NoArgs,
+		Use:     "daemon",
+		Short:   "Hold controllers until interrupted",
+		Example: "  usbns daemon\n  usbns daemon --run \"$XDG_RUNTIME_DIR/usbns\"   # without root: no control files",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			return daemon.Run(cmd.Context(), *dir, log, func() {

@@ -29,7 +29,8 @@ func newDemo() *cobra.Command {
 			"of 127.0.0.1, run a daemon in a directory of its own, give alice the first two\n" +
 			"and bob the third, and use them. Needs no root and no kernel module, and leaves\n" +
 			"nothing behind. As root it attaches through control files as well.",
-		Args: cobra.NoArgs,
+		Example: "  usbns demo\n  NO_COLOR=1 usbns demo",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), demoTime)
 			defer cancel()

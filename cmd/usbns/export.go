@@ -61,7 +61,7 @@ func export(cmd *cobra.Command, listen string, specs []string) error {
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	shelf, err := openShelf(specs)
 	if err != nil {
-		return err
+		return usageError{err}
 	}
 	defer shelf.close()
 	exporter := &usbip.Exporter{OnEvent: func(e usbip.Event) { logEvent(log, e) }}

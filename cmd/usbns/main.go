@@ -10,9 +10,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/usbns/usbns/control"
 )
 
 func main() {
@@ -25,7 +28,14 @@ func main() {
 // personas are the names of the binary that stand for one of its commands.
 var personas = map[string]string{"usbip": "usbip"}
 
-// run returns the exit status: 0, or 1 after an error, which it has printed.
+// The exit statuses.
+const (
+	exitFailed   = 1 // it was tried, and failed or was refused
+	exitUsage    = 2 // the arguments make no sense, and nothing was tried
+	exitNoDaemon = 3 // there is no daemon, or none that may be used
+)
+
+// run returns the exit status, and prints the error if there is one.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -33,15 +43,69 @@ func run() int {
 	if command, ok := personas[filepath.Base(os.Args[0])]; ok {
 		root.SetArgs(append([]string{command}, os.Args[1:]...))
 	}
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "usbns: error:", err)
-		return 1
+	status := statusOf(err)
+	hint := ""
+	if status == exitUsage {
+		hint = " (see: " + cmd.CommandPath() + " --help)"
 	}
-	return 0
+	text := strings.NewReplacer("\n\nDid you mean this?\n\t", "; did you mean ", "\n\t", " or ", "\n", "").Replace(err.Error())
+	fmt.Fprintf(os.Stderr, "usbns: error: %s%s\n", text, hint)
+	return status
+}
+
+func statusOf(err error) int {
+	_, tried := errors.AsType[triedError](err)
+	_, noDaemon := errors.AsType[*control.DialError](err)
+	switch {
+	case noDaemon:
+		return exitNoDaemon
+	case tried:
+		return exitFailed
+	}
+	return exitUsage
+}
+
+// A triedError is the error of a command whose arguments are in order.
+type triedError struct{ error }
+
+func (e triedError) Unwrap() error { return e.error }
+
+// A usageError is the error of a command that finds out by itself that its
+// arguments are not.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// finish makes the same of all commands: errors tell whether something was
+// tried, and an unknown command below another is one.
+func finish(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		finish(c)
+	}
+	if cmd.HasParent() && cmd.HasSubCommands() {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())}
+			}
+			return cmd.Help()
+		}
+	}
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			err := run(cmd, args)
+			if _, usage := errors.AsType[usageError](err); err == nil || usage {
+				return err
+			}
+			return triedError{err}
+		}
+	}
 }
 
 // An exitStatus is the error of a command that has told what is wrong.
@@ -56,13 +120,16 @@ func newRoot() *cobra.Command {
 		Long: "usbns exports USB devices over USB/IP, finds those that others export, and gives\n" +
 			"each user a controller of its own to attach them to.\n" +
 			"Any USB/IP importer can attach what it exports, the usbip of every Linux\n" +
-			"distribution among them.",
+			"distribution among them.\n\n" +
+			"Exit status: 0 if it is done, 1 if it failed or was refused, 2 if the arguments\n" +
+			"make no sense, 3 if there is no daemon to use.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Version:       version(),
 	}
-	root.AddCommand(newExport(), newList(), newVersion())
+	root.AddCommand(newExport(), newList(), newMan(), newVersion())
 	addDaemon(root)
+	finish(root)
 	return root
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
 )
 
 func TestMain(m *testing.M) {
@@ -106,4 +107,18 @@ func start(lines int, stderr io.Writer, args ...string) (*background, error) {
 		b.lines = append(b.lines, printed.Text())
 	}
 	return b, nil
+}
+
+// TestEveryCommandHasAnExample leaves out what cobra brings.
+func TestEveryCommandHasAnExample(t *testing.T) {
+	var check func(cmd *cobra.Command)
+	check = func(cmd *cobra.Command) {
+		for _, c := range cmd.Commands() {
+			check(c)
+		}
+		if !cmd.HasSubCommands() && cmd.Example == "" && cmd.Name() != "version" {
+			t.Errorf("%s has no example", cmd.CommandPath())
+		}
+	}
+	check(newRoot())
 }
