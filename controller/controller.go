@@ -44,6 +44,7 @@ type slot struct {
 	from   vhci.Record
 	att    Attachment // nil as long as port.Status is StatusNotAssigned
 	saved  []byte     // what restores att, nil if nothing does
+	ending bool       // Detach was called
 	cancel context.CancelCauseFunc
 }
 
@@ -309,18 +310,31 @@ func (c *Controller) tell(e Event) {
 }
 
 // Detach ends what is attached to a port, or is about to be. The port is free
-// some time after Detach has returned. Errors are of type [*Error].
+// some time after Detach has returned; if this process ends before, the next one
+// goes on with it. Errors are of type [*Error].
 func (c *Controller) Detach(port int) error {
+	outlives, err := c.detach(port)
+	if outlives {
+		// If that fails the device goes all the same.
+		_ = c.save()
+	}
+	return err
+}
+
+// detach tells whether the device outlives this process otherwise.
+func (c *Controller) detach(port int) (outlives bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.Geometry().Place(port); !ok {
-		return c.error("detach", port, syscall.EINVAL, errNoPort)
+		return false, c.error("detach", port, syscall.EINVAL, errNoPort)
 	}
 	if c.slots == nil || c.slots[port] == nil {
-		return c.error("detach", port, syscall.EINVAL, errors.New("port is free"))
+		return false, c.error("detach", port, syscall.EINVAL, errors.New("port is free"))
 	}
-	c.slots[port].end(errDetached)
-	return nil
+	s := c.slots[port]
+	s.ending = true
+	s.end(errDetached)
+	return s.saved != nil, nil
 }
 
 // end is called with Controller.mu held.

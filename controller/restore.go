@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"syscall"
 
 	"github.com/usbns/usbns/usb"
@@ -20,6 +19,8 @@ type SavedPort struct {
 	DevID uint32      `json:"devid"`
 	From  vhci.Record `json:"from"`
 	Saved []byte      `json:"saved"`
+	// Ending says that it is to be detached.
+	Ending bool `json:"ending,omitempty"`
 }
 
 // Saved returns the attachments that a later process can restore, those that are
@@ -29,7 +30,7 @@ func (c *Controller) Saved() (ports []SavedPort) {
 	defer c.mu.RUnlock()
 	for _, s := range c.slots {
 		if s != nil && s.saved != nil {
-			ports = append(ports, SavedPort{s.port.Number, s.port.Speed, s.port.DevID, s.from, s.saved})
+			ports = append(ports, SavedPort{s.port.Number, s.port.Speed, s.port.DevID, s.from, s.saved, s.ending})
 		}
 	}
 	return ports
@@ -76,37 +77,53 @@ func (t *Table) Restore(index int, cfg Config) (*Controller, error) {
 }
 
 // RestorePorts restores the attachments of an earlier process, all at the same
-// time. ready is for each what Plug.Ready is to Attach. Those that cannot be
-// restored are told of in the errors, of type [*Error], and their ports are
-// free.
-func (c *Controller) RestorePorts(ctx context.Context, ports []SavedPort, ready func(Attachment) error) []error {
-	failed := make([]error, len(ports))
-	var restoring sync.WaitGroup
-	for i, saved := range ports {
-		restoring.Go(func() { failed[i] = c.restorePort(ctx, saved, ready) })
-	}
-	restoring.Wait()
-	var errs []error
-	for _, err := range failed {
+// time, and ends those that were to be detached. ready is for each what
+// Plug.Ready is to Attach. Those that are not restored are told of in the errors,
+// of type [*Error], and their ports are free.
+func (c *Controller) RestorePorts(ctx context.Context, ports []SavedPort, ready func(Attachment) error) (failed []error) {
+	results := make(chan error, len(ports))
+	var attempts []func() error
+	// With the first that is let in, all must be among what is Saved.
+	for _, saved := range ports {
+		attempt, err := c.startRestore(ctx, saved, ready)
 		if err != nil {
-			errs = append(errs, err)
+			results <- err
+		} else {
+			attempts = append(attempts, attempt)
 		}
 	}
-	return errs
+	for _, attempt := range attempts {
+		go func() { results <- attempt() }()
+	}
+	for range ports {
+		if err := <-results; err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return failed
 }
 
-func (c *Controller) restorePort(ctx context.Context, saved SavedPort, ready func(Attachment) error) error {
+// startRestore takes the port, and returns what is to be called next.
+func (c *Controller) startRestore(ctx context.Context, saved SavedPort, ready func(Attachment) error) (attempt func() error, err error) {
 	number, err := c.landing("restore", saved.Port, saved.Speed)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if saved.Ending {
+		ready = func(Attachment) error { return errDetached }
 	}
 	p := Plug{Speed: saved.Speed, DevID: saved.DevID, SockFD: -1, From: saved.From, Ready: ready}
 	s, life, err := c.reserve("restore", number, p)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer c.running.Done()
-	return c.plug(ctx, life, "restore", s, func(attempt context.Context) (Attachment, error) {
-		return c.cfg.Driver.Restore(attempt, c.prepare(s, p), saved.Saved)
-	})
+	c.mu.Lock()
+	s.saved, s.ending = saved.Saved, saved.Ending
+	c.mu.Unlock()
+	return func() error {
+		defer c.running.Done()
+		return c.plug(ctx, life, "restore", s, func(attempt context.Context) (Attachment, error) {
+			return c.cfg.Driver.Restore(attempt, c.prepare(s, p), saved.Saved)
+		})
+	}, nil
 }

@@ -21,6 +21,8 @@ import (
 type kernel struct {
 	mu   sync.Mutex
 	held map[string]usb.Device
+	// busy, if not nil, holds up each Detach until it is closed.
+	busy chan struct{}
 }
 
 func (k *kernel) Attach(_ context.Context, p Plug) (Attachment, error) {
@@ -71,6 +73,9 @@ func (h *held) Err() error                    { return nil }
 func (h *held) Leave()                        { h.once.Do(func() { close(h.done) }) }
 
 func (h *held) Detach() {
+	if h.kernel.busy != nil {
+		<-h.kernel.busy
+	}
 	h.kernel.mu.Lock()
 	delete(h.kernel.held, h.key)
 	h.kernel.mu.Unlock()
@@ -161,6 +166,48 @@ func TestRestore(t *testing.T) {
 	must(t, second.Delete(1))
 	if len(k.held) != 0 || len(disk.kept[1]) != 0 {
 		t.Errorf("left are %v, and on disk %v", k.held, disk.kept[1])
+	}
+}
+
+// The process ends while devices are on their way: all that are to stay are
+// Saved, and the one that was detached does not come back.
+func TestDetachIsNotForgotten(t *testing.T) {
+	noLeaks(t)
+	var (
+		k    = kernel{busy: make(chan struct{})}
+		disk shelf
+	)
+	c := create(t, disk.table(t), "pad", &k)
+	t.Cleanup(func() { close(k.busy) })
+	for port := range 3 {
+		_, err := c.Attach(t.Context(), port, Plug{Device: newScanner(t, usb.SpeedFull)})
+		must(t, err)
+	}
+	must(t, c.Detach(1))
+	kept := disk.kept[0]
+	if len(kept) != 3 || kept[0].Ending || !kept[1].Ending || kept[2].Ending {
+		t.Fatalf("on disk is %+v", kept)
+	}
+
+	var later shelf
+	second, err := later.table(t).Restore(0, c.Config())
+	must(t, err)
+	errs := second.RestorePorts(t.Context(), kept, func(Attachment) error {
+		later.mu.Lock()
+		defer later.mu.Unlock()
+		if len(later.kept[0]) < 2 {
+			t.Errorf("when one is let in, on disk is %+v", later.kept)
+		}
+		return nil
+	})
+	if len(errs) != 1 || !strings.Contains(errs[0].Error(), "detached") {
+		t.Errorf("errors %v", errs)
+	}
+	if p := second.Ports(); p[0].Free() || !p[1].Free() || p[2].Free() {
+		t.Errorf("ports %+v", p[:3])
+	}
+	if len(k.held) != 2 || len(later.kept[0]) != 2 {
+		t.Errorf("%d devices are held, and on disk is %+v", len(k.held), later.kept)
 	}
 }
 
