@@ -59,6 +59,10 @@ const restoreTimeout = 15 * time.Second
 // ctx ends. Devices that are in the kernel stay attached then, for the next
 // Run; others are detached. It calls ready once clients can connect.
 func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error {
+	return run(ctx, dir, openBackend, log, ready)
+}
+
+func run(ctx context.Context, dir string, open func(dir string) (*backend, error), log *slog.Logger, ready func()) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory: %w (choose another with --run DIR)", err)
 	}
@@ -78,23 +82,19 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	}
 	defer attach.Close()
 
-	inKernel, err := newKernelDriver(dir)
+	b, err := open(dir)
 	if err != nil {
 		return err
 	}
-	defer inKernel.Close()
-	s := &server.Server{Log: log, Drivers: map[string]server.Driver{
-		"user":          {Driver: &controller.User{}},
-		"kernel":        {Driver: inKernel, Kernel: true},
-		"kernel-direct": {Driver: inKernel.Direct(), Kernel: true},
-	}}
+	defer b.close()
+	s := &server.Server{Drivers: b.drivers, Log: log}
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
 	s.Table = newTable(disk, log)
 	defer s.Table.Close()
 	if err := restore(ctx, s, disk, log); err != nil {
 		return err
 	}
-	if err := inKernel.Sweep(ctx); err != nil {
+	if err := b.sweep(ctx); err != nil {
 		log.Warn("devices of an earlier daemon may be left in the kernel", "reason", err)
 	}
 	files, err := sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: s.Table, Identify: identify, Log: log})
@@ -111,13 +111,25 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	return serve(ctx, s, api, attach)
 }
 
-// newKernelDriver needs no kernel module before a device is attached.
-func newKernelDriver(dir string) (*kernel.Driver, error) {
+// A backend is what can stand behind controllers.
+type backend struct {
+	drivers map[string]server.Driver
+	sweep   func(context.Context) error // ends what was not restored
+	close   func() error
+}
+
+// openBackend needs no kernel module before a device is attached.
+func openBackend(dir string) (*backend, error) {
 	workers := filepath.Join(dir, "workers")
 	if err := os.MkdirAll(workers, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for workers: %w", err)
 	}
-	return kernel.New(kernel.Options{Dir: workers}), nil
+	inKernel := kernel.New(kernel.Options{Dir: workers})
+	return &backend{map[string]server.Driver{
+		"user":          {Driver: &controller.User{}},
+		"kernel":        {Driver: inKernel, Kernel: true},
+		"kernel-direct": {Driver: inKernel.Direct(), Kernel: true},
+	}, inKernel.Sweep, inKernel.Close}, nil
 }
 
 func newTable(disk *state, log *slog.Logger) *controller.Table {
