@@ -41,6 +41,10 @@
 //     order, a Linux importer loses the result and then, on a RET_SUBMIT it no
 //     longer knows, the connection. An Exporter here sends both through one
 //     queue.
+//   - Linux may send the CMD_UNLINK of a transfer ahead of its CMD_SUBMIT, and
+//     answered with 0 it completes the transfer as a success that moved nothing,
+//     and ends the connection at the RET_SUBMIT. An Exporter here answers when
+//     the CMD_SUBMIT has come: cancelled, without having made the transfer.
 //   - Reset of the device is SET_FEATURE(PORT_RESET), a request to a hub, sent
 //     to endpoint 0 of the device. Until late in 2024 Linux performed it and then
 //     passed it on to the device as well, which stalls: an Importer takes that

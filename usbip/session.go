@@ -72,6 +72,7 @@ type session struct {
 	devid        uint32
 	resetTimeout time.Duration
 	limited      func(error) // of the reader; nil once it was called
+	early        early       // of the reader
 	endpoints    *usb.Endpoints
 	resets       sync.WaitGroup
 
@@ -203,6 +204,9 @@ func (s *session) cmdSubmit(c CmdSubmit) error {
 	if err != nil {
 		return err
 	}
+	if s.overtaken(c.Seq) {
+		return s.skip(&c, shape)
+	}
 	t, status, err := s.accept(&c, shape)
 	if err != nil {
 		return err
@@ -285,8 +289,9 @@ func (s *session) cmdUnlink(c CmdUnlink) error {
 	s.mu.Lock()
 	t := s.transfers[c.Unlink]
 	if t == nil {
-		r := RetUnlink{Seq: c.Seq}
-		r.Put(s.reserve(HeaderSize))
+		if over := s.early.hold(c); over != nil {
+			s.retUnlink(over.Seq, usb.StatusOK)
+		}
 		s.flush()
 		return nil
 	}

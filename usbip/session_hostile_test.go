@@ -264,12 +264,34 @@ func TestSessionUnlinks(t *testing.T) {
 			wantRetUnlink(p, 3, 0)
 		},
 		"of itself: 0": func(p *servedPeer) { p.send(unlinkPDU(2, 2)); wantRetUnlink(p, 2, 0) },
-		"before the submit: 0, and the transfer waits": func(p *servedPeer) {
+		"long before the submit: 0, and the transfer waits": func(p *servedPeer) {
 			p.send(unlinkPDU(2, 1))
 			wantRetUnlink(p, 2, 0)
 			wait(p)
 			p.send(unlinkPDU(3, 1))
 			wantRetUnlink(p, 3, cancelled)
+		},
+		"ahead of the submit, as Linux may: cancelled with it": func(p *servedPeer) {
+			for _, submit := range [][]byte{
+				submitPDU(0x20000, bulkOut, usb.Setup{}, make([]byte, 100), 100),
+				isoSubmitPDU(0x30000, isoOut, 4, []byte("data"), usb.IsoPacket{Length: 4}),
+			} {
+				seq := ParseCmdSubmit(submit).Seq
+				p.send(unlinkPDU(seq+2, seq), unlinkPDU(seq+3, seq+1), submit)
+				wantRetUnlink(p, seq+2, cancelled)
+				p.send(submitPDU(seq+4, bulkIn, usb.Setup{}, nil, 0)) // seq+1 does not come any more
+				wantRetUnlink(p, seq+3, 0)
+				if r := p.recvRetSubmit(); r.Seq != seq+4 {
+					p.t.Errorf("answer %+v", r)
+				}
+				p.seq = seq // of what comes next
+			}
+		},
+		"ahead of too many submits: 0": func(p *servedPeer) {
+			for n := range uint32(maxEarly + 1) {
+				p.send(unlinkPDU(0x30000+n, 0x20000+n))
+			}
+			wantRetUnlink(p, 0x30000, 0)
 		},
 	}
 	for name, script := range tests {

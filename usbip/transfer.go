@@ -179,16 +179,21 @@ func (s *session) answer(t *transfer) {
 		return
 	}
 	cancelled := t.urb.Status == usb.StatusCancelled || t.urb.Status == usb.StatusUnlinked
-	r := RetUnlink{}
+	unlinked := usb.StatusOK
 	if cancelled && len(t.unlinks) > 0 {
-		r.Status = int32(usb.StatusCancelled)
+		unlinked = usb.StatusCancelled
 	} else {
 		s.retSubmit(t)
 	}
 	for _, seq := range t.unlinks {
-		r.Seq = seq
-		r.Put(s.reserve(HeaderSize))
+		s.retUnlink(seq, unlinked)
 	}
+}
+
+// retUnlink queues a RET_UNLINK. mu is held.
+func (s *session) retUnlink(seq uint32, status usb.Status) {
+	r := RetUnlink{Seq: seq, Status: int32(status)}
+	r.Put(s.reserve(HeaderSize))
 }
 
 // retSubmit queues the RET_SUBMIT of t in one piece. mu is held.
