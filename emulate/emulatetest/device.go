@@ -23,6 +23,7 @@ var Device = map[string]Test{
 	"ResubmitsInComplete":               resubmitsInComplete,
 	"SettingsAreRemembered":             settingsAreRemembered,
 	"StringsMatchControlReads":          stringsMatchControlReads,
+	"SuperSpeedIsDescribed":             superSpeedIsDescribed,
 	"UnknownConfigurationIsStalled":     unknownConfigurationIsStalled,
 	"UnsupportedRequestsAreStalled":     unsupportedRequestsAreStalled,
 }
@@ -172,7 +173,7 @@ func descriptorsMatchControlReads(t *testing.T, d usb.Device) {
 }
 
 func resubmitsInComplete(t *testing.T, d usb.Device) {
-	const n = 5000
+	const n = 1000
 	f := newFlight(controlURB(getStatus))
 	left, finish := n, f.urb.Complete
 	var failed error
@@ -318,4 +319,33 @@ func resetUnconfigures(t *testing.T, d usb.Device) {
 		}
 	}
 	descriptorsMatchControlReads(t, d)
+}
+
+// superSpeedIsDescribed looks for what a device has to have from super speed on,
+// and only then: a BOS, a packet size of endpoint 0 as a power of two, and a
+// companion behind each endpoint (USB 3.2, 9.6).
+func superSpeedIsDescribed(t *testing.T, d usb.Device) {
+	desc := d.Descriptors()
+	super := d.Speed().Super()
+	if super && (desc.Device().USB < 0x0300 || desc.Device().MaxPacket0 != 9 || desc.Raw().BOS == nil) {
+		t.Errorf("USB version %04x, packets of 1<<%d bytes, BOS % x", desc.Device().USB, desc.Device().MaxPacket0, desc.Raw().BOS)
+	}
+	for i, c := range desc.Raw().Configurations {
+		endpoints, companions := 0, 0
+		for b := c; len(b) >= 2; b = b[b[0]:] {
+			switch b[1] {
+			case usb.DescEndpoint:
+				endpoints++
+			case usb.DescSSEndpointCompanion:
+				companions++
+			}
+		}
+		want := 0
+		if super {
+			want = endpoints
+		}
+		if companions != want {
+			t.Errorf("configuration %d: %d companions of %d endpoints, want %d", i, companions, endpoints, want)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package emulatetest
 import (
 	"bytes"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/usbns/usbns/usb"
@@ -12,11 +13,15 @@ import (
 // on which they say nothing at first.
 var Endpoints = map[string]Test{
 	"CancelCompletesQueuedIn":        cancelCompletesQueuedIn,
+	"CancelInComplete":               cancelInComplete,
+	"CancelRacesReset":               cancelRacesReset,
+	"CancelTwice":                    cancelTwice,
 	"CloseCompletesInFlight":         closeCompletesInFlight,
 	"HaltStallsUntilCleared":         haltStallsUntilCleared,
 	"InvalidTransfersAreRefused":     invalidTransfersAreRefused,
 	"ResetCompletesInFlight":         resetCompletesInFlight,
 	"UnconfiguredHasEndpointZero":    unconfiguredHasEndpointZero,
+	"UnconfiguringEndsTransfers":     unconfiguringEndsTransfers,
 	"UnlinkedEndpointWorksAfterward": unlinkedEndpointWorksAfterward,
 	"UsableAgainAfterReset":          usableAgainAfterReset,
 }
@@ -33,6 +38,90 @@ func cancelCompletesQueuedIn(t *testing.T, d usb.Device) {
 			t.Errorf("transfer %d: status %v, want %v", i, got, usb.StatusCancelled)
 		}
 	}
+	closeAndWait(t, d)
+	checkOnce(t, flights)
+}
+
+// cancelInComplete cancels each transfer from the Complete of the one before.
+func cancelInComplete(t *testing.T, d usb.Device) {
+	e := idleIn(t, d)
+	flights := make([]*flight, 4)
+	for i := range flights {
+		flights[i] = newFlight(inURB(e))
+		if finish := flights[i].urb.Complete; i+1 < len(flights) {
+			flights[i].urb.Complete = func(u *usb.URB) {
+				d.Cancel(&flights[i+1].urb)
+				finish(u)
+			}
+		}
+	}
+	for _, f := range flights {
+		if err := d.Submit(&f.urb); err != nil {
+			t.Fatalf("Submit: %v", err)
+		}
+	}
+	d.Cancel(&flights[0].urb)
+	for i, f := range flights {
+		if got := f.wait(t); got != usb.StatusCancelled && got != usb.StatusUnlinked {
+			t.Errorf("transfer %d: status %v, want %v", i, got, usb.StatusCancelled)
+		}
+	}
+	closeAndWait(t, d)
+	checkOnce(t, flights)
+}
+
+func cancelTwice(t *testing.T, d usb.Device) {
+	e := idleIn(t, d)
+	var flights []*flight
+	for range 10 {
+		f := submit(t, d, inURB(e))
+		flights = append(flights, f)
+		var cancels sync.WaitGroup
+		for range 2 {
+			cancels.Go(func() { d.Cancel(&f.urb) })
+		}
+		cancels.Wait()
+		if got := f.wait(t); got != usb.StatusCancelled && got != usb.StatusUnlinked {
+			t.Errorf("status %v, want %v", got, usb.StatusCancelled)
+		}
+		d.Cancel(&f.urb)
+	}
+	controlIn(t, d, getStatus)
+	closeAndWait(t, d)
+	checkOnce(t, flights)
+}
+
+func cancelRacesReset(t *testing.T, d usb.Device) {
+	var flights []*flight
+	for range 3 {
+		e := idleIn(t, d)
+		var cancels sync.WaitGroup
+		for range 8 {
+			f := submit(t, d, inURB(e))
+			flights = append(flights, f)
+			cancels.Go(func() { d.Cancel(&f.urb) })
+		}
+		if err := d.Reset(bounded(t)); err != nil {
+			t.Fatalf("Reset: %v", err)
+		}
+		cancels.Wait()
+	}
+	controlIn(t, d, getStatus)
+	closeAndWait(t, d)
+	checkOnce(t, flights)
+}
+
+// unconfiguringEndsTransfers takes the endpoints from under transfers.
+func unconfiguringEndsTransfers(t *testing.T, d usb.Device) {
+	e := idleIn(t, d)
+	flights := []*flight{submit(t, d, inURB(e)), submit(t, d, inURB(e))}
+	controlOut(t, d, usb.SetConfiguration(0), nil)
+	for i, f := range flights {
+		if got := f.wait(t); got == usb.StatusOK {
+			t.Errorf("transfer %d succeeded", i)
+		}
+	}
+	idleIn(t, d)
 	closeAndWait(t, d)
 	checkOnce(t, flights)
 }
