@@ -1,19 +1,27 @@
 //go:build guest
 
 //vmexec:tree runtimes
-//vmexec:modules overlay
+//vmexec:modules overlay vhci-hcd fuse
 
 package hook
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/usbns/usbns/container"
+	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/internal/runtimestest"
+	"github.com/usbns/usbns/sysfs"
 )
 
 // A call is what a hook found.
@@ -24,7 +32,10 @@ type call struct {
 	Mounts []string
 }
 
-const callsFile = "/tmp/calls"
+const (
+	callsFile  = "/tmp/calls"
+	serverName = "/tmp/hook.sock"
+)
 
 func TestMain(m *testing.M) {
 	if kind, stage, ok := strings.Cut(filepath.Base(os.Args[0]), "-hook-"); ok {
@@ -60,12 +71,37 @@ func runHook(kind string, ended bool) error {
 			}
 		}
 	}
+	if c.Container.PID != 0 {
+		if err := askServer(c.Container); err != nil {
+			return err
+		}
+	}
 	f, err := os.OpenFile(callsFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	return json.NewEncoder(f).Encode(c)
+}
+
+// askServer has a test that listens prepare the container.
+func askServer(c Container) error {
+	conn, err := net.Dial("unix", serverName)
+	if err != nil {
+		return nil // this test does not
+	}
+	defer conn.Close()
+	if err := json.NewEncoder(conn).Encode(c); err != nil {
+		return err
+	}
+	var complaint string
+	if err := json.NewDecoder(conn).Decode(&complaint); err != nil {
+		return err
+	}
+	if complaint != "" {
+		return errors.New(complaint)
+	}
+	return nil
 }
 
 func calls(t *testing.T) (all []call) {
@@ -84,26 +120,33 @@ func calls(t *testing.T) (all []call) {
 	return all
 }
 
-func TestGuestHooks(t *testing.T) {
+// startHooked starts a container that calls the hooks.
+func startHooked(t *testing.T, r runtimestest.Runtime, userNS bool) *runtimestest.Container {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"lxc-hook-start", "lxc-hook-end", "oci-hook-start", "oci-hook-end"} {
-		if err := os.Symlink(exe, filepath.Join("/usr/bin", name)); err != nil {
+		if err := os.Symlink(exe, filepath.Join("/usr/bin", name)); err != nil && !errors.Is(err, fs.ErrExist) {
 			t.Fatal(err)
 		}
 	}
+	return runtimestest.Start(t, r, runtimestest.Config{
+		Name:   "box",
+		UserNS: userNS,
+		LXC:    "lxc.hook.start-host = /usr/bin/lxc-hook-start\nlxc.hook.post-stop = /usr/bin/lxc-hook-end\n",
+		OCI: `{"hooks": {
+			"createRuntime": [{"path": "/usr/bin/oci-hook-start"}],
+			"poststop": [{"path": "/usr/bin/oci-hook-end"}]}}`,
+	})
+}
+
+func TestGuestHooks(t *testing.T) {
 	for _, r := range runtimestest.All {
 		t.Run(string(r), func(t *testing.T) {
 			runtimestest.CheckLeaks(t)
-			c := runtimestest.Start(t, r, runtimestest.Config{
-				Name: "box",
-				LXC:  "lxc.hook.start-host = /usr/bin/lxc-hook-start\nlxc.hook.post-stop = /usr/bin/lxc-hook-end\n",
-				OCI: `{"hooks": {
-					"createRuntime": [{"path": "/usr/bin/oci-hook-start"}],
-					"poststop": [{"path": "/usr/bin/oci-hook-end"}]}}`,
-			})
+			c := startHooked(t, r, false)
 			pid, root := c.PID(), c.Rootfs
 			if r == runtimestest.LXC {
 				root = "/"
@@ -119,4 +162,84 @@ func TestGuestHooks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a hook has bound is there before the first program of the container.
+func TestGuestHookBindsController(t *testing.T) {
+	var table controller.Table
+	controllers, err := table.Create(controller.Config{Driver: &controller.User{}, HubPorts: 3}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := sysfs.Mount("/run/tree", sysfs.Options{
+		Table:    &table,
+		Identify: func(tid int) (sysfs.Caller, error) { return container.IdentifyCaller(tid) },
+		Log:      slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	serveHooks(t, func(c Container) error {
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", c.PID))
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		return container.BindController(container.Binding{
+			Dir: tree.NamelessDir(controllers[0]), Server: tree.Server(), Namespace: ns, Root: c.Root,
+		})
+	})
+	for _, r := range runtimestest.All {
+		for _, userNS := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/userns=%v", r, userNS), func(t *testing.T) {
+				runtimestest.CheckLeaks(t)
+				c := startHooked(t, r, userNS)
+				out, err := c.Run("cat", "/sys/devices/platform/vhci_hcd.0/nports")
+				if err != nil || out != "6\n" {
+					t.Errorf("nports: %q, %v", out, err)
+				}
+				if out, err := c.Run("usbip", "port"); err != nil || !strings.HasPrefix(out, "Imported USB devices") {
+					t.Errorf("usbip port: %v\n%s", err, out)
+				}
+			})
+		}
+	}
+}
+
+// serveHooks answers the hooks of containers that start.
+func serveHooks(t *testing.T, prepare func(Container) error) {
+	t.Helper()
+	l, err := net.Listen("unix", serverName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served sync.WaitGroup
+	served.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			var c Container
+			err = json.NewDecoder(conn).Decode(&c)
+			if err == nil {
+				err = prepare(c)
+			}
+			complaint := ""
+			if err != nil {
+				complaint = err.Error()
+			}
+			_ = json.NewEncoder(conn).Encode(complaint) // the hook fails without
+			conn.Close()
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		served.Wait()
+	})
 }
