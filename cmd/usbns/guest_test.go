@@ -1,12 +1,13 @@
 //go:build guest
 
-//vmexec:modules vhci-hcd xhci-pci
+//vmexec:modules vhci-hcd xhci-pci fuse
 //vmexec:qemu -device qemu-xhci -device usb-kbd -device usb-tablet
 
 package main
 
 import (
 	"bytes"
+	"context"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/doctor"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
 )
@@ -127,5 +129,27 @@ func untilUsed(t *testing.T) {
 			return
 		}
 		runtime.Gosched()
+	}
+}
+
+// TestGuestDoctorFindsTheKernelFit examines a kernel that has all that is
+// needed; only 6.1 cannot open a thread. Its system requests are on.
+func TestGuestDoctorFindsTheKernelFit(t *testing.T) {
+	dir := startDaemon(t)
+	host := doctor.Host{RunDir: dir, Answers: func(ctx context.Context) error {
+		_, err := control.NewClient(dir).Controllers(ctx)
+		return err
+	}}
+	for _, c := range host.Examine(t.Context()) {
+		t.Log(c.Name, c.State, c.Found)
+		if want := doctor.OK; c.State != want && c.Name != "threads" && c.Name != "keyboards" {
+			t.Errorf("%+v, want %s", c, want)
+		}
+		if c.Name == "keyboards" && c.State != doctor.Partly {
+			t.Errorf("%+v, want %s", c, doctor.Partly)
+		}
+		if c.Name == "vhci_hcd" && c.Found != "8 controllers of 15+15 ports" {
+			t.Errorf("%+v", c)
+		}
 	}
 }
