@@ -118,13 +118,15 @@ type backend struct {
 	close   func() error
 }
 
-// openBackend needs no kernel module before a device is attached.
-func openBackend(dir string) (*backend, error) {
-	workers := filepath.Join(dir, "workers")
-	if err := os.MkdirAll(workers, 0o700); err != nil {
+func openBackend(dir string) (*backend, error) { return openKernel(dir, kernel.Options{}) }
+
+// openKernel needs no kernel module before a device is attached.
+func openKernel(dir string, opts kernel.Options) (*backend, error) {
+	opts.Dir = filepath.Join(dir, "workers")
+	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for workers: %w", err)
 	}
-	inKernel := kernel.New(kernel.Options{Dir: workers})
+	inKernel := kernel.New(opts)
 	return &backend{map[string]server.Driver{
 		"user":          {Driver: &controller.User{}},
 		"kernel":        {Driver: inKernel, Kernel: true},

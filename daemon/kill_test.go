@@ -21,22 +21,29 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/worker"
 )
 
 // daemonName as argv[0] makes a daemon of this program, with a run directory and
-// a vault for the devices of the driver kernel.
+// a vault for the devices of the driver kernel. Without a vault it is the kernel
+// that has them.
 const daemonName = "usbns-test-daemon"
 
 func TestMain(m *testing.M) {
-	if os.Args[0] == daemonName {
+	switch {
+	case worker.Called():
+		os.Exit(worker.Main())
+	case os.Args[0] == daemonName:
 		os.Exit(daemonMain(os.Args[1], os.Args[2]))
 	}
 	os.Exit(m.Run())
@@ -50,12 +57,20 @@ func daemonMain(dir, vault string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	open := func(string) (*backend, error) { return openVault(vault), nil }
+	open := openPatient
+	if vault != "" {
+		open = func(string) (*backend, error) { return openVault(vault), nil }
+	}
 	if err := run(ctx, dir, open, log, func() { fmt.Println("ready") }); err != nil {
 		log.Error("the daemon ends", "reason", err)
 		return 1
 	}
 	return 0
+}
+
+// openPatient gives an emulated machine the time it needs.
+func openPatient(dir string) (*backend, error) {
+	return openKernel(dir, kernel.Options{EnumerateTimeout: time.Minute, KernelTimeout: time.Minute})
 }
 
 // A process is a daemon in a process of its own.
@@ -79,6 +94,15 @@ func start(t *testing.T, dir, vault, amid string) *process {
 	must(t, p.Start())
 	p.stdin, p.stdout = stdin, bufio.NewReader(stdout)
 	t.Cleanup(func() { p.end(syscall.SIGKILL) })
+	return p
+}
+
+func startReady(t *testing.T, dir, vault string) *process {
+	t.Helper()
+	p := start(t, dir, vault, "")
+	if line, err := p.stdout.ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the daemon says %q, %v", line, err)
+	}
 	return p
 }
 
@@ -228,10 +252,7 @@ func TestKilledDaemon(t *testing.T) {
 			_, _ = amid.stdout.ReadString('\n')
 			amid.end(syscall.SIGKILL)
 		}
-		p := start(t, dir, vault, "")
-		if line, err := p.stdout.ReadString('\n'); line != "ready\n" {
-			t.Fatalf("in round %d the daemon says %q, %v", round, line, err)
-		}
+		p := startReady(t, dir, vault)
 		w.check(unsure, vault)
 		signal := syscall.SIGKILL
 		if round == 3 {
