@@ -184,7 +184,7 @@ func stockPorts(c *controller.Controller) []vhci.Port {
 		ports[i] = info.Port
 		switch {
 		case info.Status != vhci.StatusUsed:
-		case info.Path == "":
+		case info.Path == "", info.SockFD < 0: // not there, or about to go
 			ports[i].Status = vhci.StatusNotAssigned
 		default:
 			ports[i].BusID = filepath.Base(info.Path)
