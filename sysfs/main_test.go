@@ -184,6 +184,12 @@ func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.T
 	if change != nil {
 		change(&o)
 	}
+	return mountUntilEnd(t, o), table
+}
+
+// mountUntilEnd mounts a tree, and ends it and its table with the test.
+func mountUntilEnd(t testing.TB, o Options) *Tree {
+	t.Helper()
 	dir := filepath.Join(tempDir(t), "sys")
 	f, err := Mount(dir, o)
 	if err != nil {
@@ -193,12 +199,12 @@ func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.T
 		if err := f.Close(); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it was closed
 			t.Error(err)
 		}
-		table.Close()
+		o.Table.Close()
 		if strings.Contains(read(t, "/proc/self/mountinfo"), dir) {
 			t.Errorf("%s is still mounted", dir)
 		}
 	})
-	return f, table
+	return f
 }
 
 // noLeaks fails the test if goroutines of this module or descriptors are left.
@@ -206,22 +212,28 @@ func noLeaks(t testing.TB) {
 	t.Helper()
 	before := descriptors(t)
 	t.Cleanup(func() {
-		for ours := " "; ours != ""; runtime.Gosched() {
-			if t.Context().Err() != nil {
-				break
+		deadline := time.Now().Add(patience)
+		for left := goroutines(); left != nil; left = goroutines() {
+			if time.Now().After(deadline) {
+				t.Fatalf("goroutines are left:\n%s", strings.Join(left, "\n\n"))
 			}
-			ours = ""
-			buf := make([]byte, 1<<20)
-			for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
-				if strings.Contains(g, "usbns/") && !strings.Contains(g, "testing.tRunner") {
-					ours = g
-				}
-			}
+			runtime.Gosched()
 		}
 		if after := descriptors(t); len(after) > len(before) {
 			t.Errorf("descriptors before: %v, after: %v", before, after)
 		}
 	})
+}
+
+// goroutines returns those of this module that are no tests.
+func goroutines() (ours []string) {
+	buf := make([]byte, 1<<20)
+	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
+		if strings.Contains(g, "usbns/") && !strings.Contains(g, "testing.tRunner") {
+			ours = append(ours, g)
+		}
+	}
+	return ours
 }
 
 func descriptors(t testing.TB) []string {
