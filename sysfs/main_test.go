@@ -28,12 +28,16 @@ import (
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
+	"github.com/usbns/usbns/worker"
 )
 
 // helperEnv makes the test binary one of the programs that use a tree.
 const helperEnv = "USBNS_SYSFS_HELPER"
 
 func TestMain(m *testing.M) {
+	if worker.Called() {
+		os.Exit(worker.Main())
+	}
 	if helper := os.Getenv(helperEnv); helper != "" {
 		name, arg, _ := strings.Cut(helper, " ")
 		if err := map[string]func(string) error{"attach": helpAttach, "write": helpWrite, "serve": helpServe}[name](arg); err != nil {
