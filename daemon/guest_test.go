@@ -8,7 +8,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,7 +21,6 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/usbip"
 )
 
 const patience = time.Minute
@@ -89,26 +87,6 @@ func makeKeyboardsSafe(t *testing.T) {
 	t.Cleanup(func() { console.Close() })
 	const setMode, off = 0x4b45, 4 // KDSKBMODE and K_OFF, include/uapi/linux/kd.h
 	must(t, unix.IoctlSetInt(int(console.Fd()), setMode, off))
-}
-
-// serveTCP serves dev on one end of a connection and returns the other.
-func serveTCP(t *testing.T, dev usb.Device) *net.TCPConn {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	here, err := net.Dial("tcp", l.Addr().String())
-	must(t, err)
-	there, err := l.Accept()
-	must(t, err)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = usbip.ServeDevice(t.Context(), there, 1, dev, nil)
-	}()
-	t.Cleanup(func() { <-served })
-	t.Cleanup(func() { here.Close() })
-	return here.(*net.TCPConn)
 }
 
 // openKeys opens the only input device of a USB device.

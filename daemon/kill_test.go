@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -29,8 +28,8 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/benchtable"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/worker"
 )
 
@@ -46,7 +45,7 @@ func TestMain(m *testing.M) {
 	case os.Args[0] == daemonName:
 		os.Exit(daemonMain(os.Args[1], os.Args[2]))
 	}
-	os.Exit(m.Run())
+	os.Exit(benchtable.Main(m, nil))
 }
 
 func daemonMain(dir, vault string) int {
@@ -80,9 +79,20 @@ type process struct {
 	stdout *bufio.Reader
 }
 
+func runDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "x") // for the names of sockets, which are short
+	must(tb, err)
+	tb.Cleanup(func() {
+		_ = unix.Unmount(filepath.Join(dir, "sys"), unix.MNT_DETACH) // of a killed daemon
+		os.RemoveAll(dir)
+	})
+	return dir
+}
+
 // start has the daemon killed as soon as its log contains amid, unless that is
 // "".
-func start(t *testing.T, dir, vault, amid string) *process {
+func start(t testing.TB, dir, vault, amid string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command("/proc/self/exe")}
 	p.Args = []string{daemonName, dir, vault}
@@ -97,7 +107,7 @@ func start(t *testing.T, dir, vault, amid string) *process {
 	return p
 }
 
-func startReady(t *testing.T, dir, vault string) *process {
+func startReady(t testing.TB, dir, vault string) *process {
 	t.Helper()
 	p := start(t, dir, vault, "")
 	if line, err := p.stdout.ReadString('\n'); line != "ready\n" {
@@ -134,7 +144,6 @@ type world struct {
 	random *rand.Rand
 	known  map[string]known
 	made   int
-	serves sync.WaitGroup
 }
 
 type known struct {
@@ -196,19 +205,10 @@ func (w *world) any() string {
 func (w *world) attach(name string, port int, speed usb.Speed, busid string) error {
 	dev, err := emulate.NewLoopback(emulate.Options{Speed: speed})
 	must(w.t, err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(w.t, err)
-	defer l.Close()
-	here, err := net.Dial("tcp", l.Addr().String())
-	must(w.t, err)
-	defer here.Close()
-	there, err := l.Accept()
-	must(w.t, err)
-	w.serves.Go(func() {
-		_ = usbip.ServeDevice(context.Background(), there, 1, dev, nil) // until here is closed everywhere
-		dev.Close()
-	})
-	_, err = w.client.Attach(w.t.Context(), here.(*net.TCPConn), control.Attach{
+	defer dev.Close()
+	conn := serveTCP(w.t, dev)
+	defer conn.Close()
+	_, err = w.client.Attach(w.t.Context(), conn, control.Attach{
 		Controller: name, Port: port, DevID: 1, Speed: int(speed), Remote: control.Remote{Host: "shop", BusID: busid},
 	})
 	return err
@@ -236,15 +236,8 @@ func (w *world) look() map[string]known {
 // TestKilledDaemon kills daemons amid their work. All that was said to be done is
 // there with the next one, and no device that was let in is lost.
 func TestKilledDaemon(t *testing.T) {
-	dir, err := os.MkdirTemp("", "x") // for the names of sockets, which are short
-	must(t, err)
-	t.Cleanup(func() {
-		_ = unix.Unmount(filepath.Join(dir, "sys"), unix.MNT_DETACH) // of a killed daemon
-		os.RemoveAll(dir)
-	})
-	vault := t.TempDir()
+	dir, vault := runDir(t), t.TempDir()
 	w := &world{t: t, client: control.NewClient(dir), random: rand.New(rand.NewPCG(1, 2)), known: map[string]known{}}
-	defer w.serves.Wait()
 	unsure := "" // whose last request had no answer
 	for round := range 6 {
 		if round > 0 { // one that gets no further than to its first device

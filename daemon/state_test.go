@@ -20,7 +20,7 @@ import (
 	"github.com/usbns/usbns/vhci"
 )
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,8 @@ type vault struct {
 
 func openVault(dir string) *backend {
 	v := &vault{dir: dir, known: make(map[string]bool)}
-	return &backend{map[string]server.Driver{"kernel": {Driver: v}}, v.sweep, func() error { return nil }}
+	drivers := map[string]server.Driver{"user": {Driver: &controller.User{}}, "kernel": {Driver: v}}
+	return &backend{drivers, v.sweep, func() error { return nil }}
 }
 
 func (v *vault) sweep(context.Context) error {

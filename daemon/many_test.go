@@ -1,0 +1,114 @@
+//go:build linux
+
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/usbip"
+)
+
+const many = 10_000
+
+// TestManyControllersInOneDaemon uses the last of ten thousand, before and after
+// the daemon is killed.
+func TestManyControllersInOneDaemon(t *testing.T) {
+	dir, vault := runDir(t), t.TempDir()
+	client := control.NewClient(dir)
+	daemon := startReady(t, dir, vault)
+	made, err := client.Create(t.Context(), control.Create{Count: many, Driver: "user"})
+	must(t, err)
+	if len(made) != many || made[many-1].Index != many-1 {
+		t.Fatalf("%d controllers were made", len(made))
+	}
+	useLast(t, dir, client)
+	daemon.end(syscall.SIGKILL)
+	daemon = startReady(t, dir, vault)
+	list, err := client.Controllers(t.Context())
+	must(t, err)
+	if len(list) != many {
+		t.Errorf("%d controllers are left", len(list))
+	}
+	useLast(t, dir, client)
+	daemon.end(syscall.SIGTERM)
+}
+
+func useLast(t *testing.T, dir string, client *control.Client) {
+	t.Helper()
+	scanner, err := emulate.NewScanner(emulate.Options{})
+	must(t, err)
+	defer scanner.Close()
+	last := fmt.Sprint(many - 1)
+	port, err := client.Attach(t.Context(), serveTCP(t, scanner), control.Attach{
+		Controller: last, Port: control.AnyPort, DevID: 1, Speed: int(usb.SpeedFull),
+	})
+	must(t, err)
+	setup := usb.GetDescriptor(usb.DescDevice, 0, 0, 18).Bytes()
+	if done, err := client.Transfer(t.Context(), last, port, control.Transfer{Setup: setup[:]}); err != nil || done.Actual != 18 {
+		t.Errorf("the device's descriptor: %v, %v", done.Data, err)
+	}
+	status, err := os.ReadFile(filepath.Join(dir, "sys/devices/platform/vhci_hcd."+last+"/status"))
+	if err != nil {
+		t.Logf("the status file is not read: %v", err) // it needs root and FUSE
+	} else if !strings.Contains(string(status), "hs  0000 006 002 ") {
+		t.Errorf("status is\n%s", status)
+	}
+}
+
+// serveTCP serves dev on one end of a connection and returns the other.
+func serveTCP(t *testing.T, dev usb.Device) *net.TCPConn {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	here, err := net.Dial("tcp", l.Addr().String())
+	must(t, err)
+	there, err := l.Accept()
+	must(t, err)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = usbip.ServeDevice(t.Context(), there, 1, dev, nil)
+	}()
+	t.Cleanup(func() { <-served })
+	t.Cleanup(func() { here.Close() })
+	return here.(*net.TCPConn)
+}
+
+// BenchmarkManyControllers tells what a controller without devices costs a
+// daemon.
+func BenchmarkManyControllers(b *testing.B) {
+	for range b.N {
+		dir := runDir(b)
+		daemon := startReady(b, dir, b.TempDir())
+		client := control.NewClient(dir)
+		_, err := client.Controllers(b.Context()) // which is not for free the first time
+		must(b, err)
+		before := resident(b, daemon.Process.Pid)
+		_, err = client.Create(b.Context(), control.Create{Count: many, Driver: "user"})
+		must(b, err)
+		benchtable.Report(b, float64(resident(b, daemon.Process.Pid)-before)/many, 4, "KiB/controller")
+		daemon.end(syscall.SIGTERM)
+	}
+}
+
+// resident returns the memory of a process in KiB.
+func resident(tb testing.TB, pid int) (kib int) {
+	tb.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(tb, err)
+	_, rest, _ := strings.Cut(string(b), "VmRSS:")
+	_, err = fmt.Sscan(rest, &kib)
+	must(tb, err)
+	return kib
+}
