@@ -1,6 +1,12 @@
 package main
 
-import "github.com/usbns/usbns/worker"
+import (
+	"github.com/usbns/usbns/container/escape"
+	"github.com/usbns/usbns/worker"
+)
 
-// processes are the names under which the daemon starts this binary again.
-var processes = map[string]func() int{worker.Name: worker.Main}
+// processes are the names under which this binary is started again.
+var processes = map[string]func() int{
+	worker.Name:        worker.Main,
+	escape.ProcessName: escape.Main,
+}
