@@ -232,7 +232,7 @@ func without(own []int, port int) []int {
 
 // gone waits a moment for the target's directory to go.
 func (a *attempt) gone() bool {
-	for start := time.Now(); time.Since(start) < patience/10; time.Sleep(10 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < attention; time.Sleep(10 * time.Millisecond) {
 		if _, err := a.sysfsPath(); err != nil {
 			return true
 		}

@@ -81,8 +81,12 @@ func (a *attempt) target() *Target {
 	return &a.Neighbour
 }
 
-// patience is how long a case may take. A case that listens takes a tenth.
-const patience = 30 * time.Second
+const (
+	// patience is how long a case may take.
+	patience = 30 * time.Second
+	// attention is how long a case waits for something to happen.
+	attention = 2 * time.Second
+)
 
 // Main is the process usbns-escape: without arguments it tries all cases, else
 // one of them, for a parent that has put it into namespaces.

@@ -36,7 +36,7 @@ func (a *attempt) listenUevents() (string, error) {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 | 2}); err != nil {
 		return "", fmt.Errorf("bind: %w", err)
 	}
-	end := time.Now().Add(patience / 10)
+	end := time.Now().Add(attention)
 	buf := make([]byte, 64<<10)
 	heard := 0
 	for left := time.Until(end); left > 0; left = time.Until(end) {

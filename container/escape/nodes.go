@@ -70,8 +70,12 @@ func (a *attempt) nodesIn(dir string) (string, error) {
 // makeAndOpen makes a node wherever it can be made, and opens it. Some file
 // systems let nodes be made and not opened.
 func (a *attempt) makeAndOpen(n Node) (string, error) {
+	return makeAndOpenIn(n, a.dir, "/dev", "/dev/shm", "/run", "/")
+}
+
+func makeAndOpenIn(n Node, dirs ...string) (string, error) {
 	var errs error
-	for _, dir := range []string{a.dir, "/dev", "/dev/shm", "/run", "/"} {
+	for _, dir := range dirs {
 		path := filepath.Join(dir, "escape-node")
 		if err := unix.Mknod(path, n.mode(), int(n.dev())); err != nil {
 			errs = errors.Join(errs, fmt.Errorf("mknod in %s: %w", dir, err))
@@ -139,7 +143,7 @@ func (a *attempt) nodeRange() (string, error) {
 				continue
 			}
 			tried++
-			evidence, err := a.makeAndOpen(n)
+			evidence, err := makeAndOpenIn(n, a.dir, "/dev")
 			if err == nil {
 				return fmt.Sprintf("%s as %s %s", evidence, r.name, n.number()), nil
 			}

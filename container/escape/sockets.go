@@ -64,7 +64,7 @@ func (a *attempt) ask(sockets []string) (string, error) {
 	var errs error
 	for _, socket := range sockets {
 		client := http.Client{
-			Timeout: patience / 10,
+			Timeout: attention,
 			Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				var d net.Dialer
 				return d.DialContext(ctx, "unix", socket)
