@@ -55,10 +55,11 @@ func Main() int {
 	go p.serve(daemon)
 	go p.accept(l)
 	for range p.idle {
-		if p.isIdle() {
+		if p.leave() {
 			break
 		}
 	}
+	l.Close()
 	return 0
 }
 
@@ -71,6 +72,7 @@ type process struct {
 	devices     map[uint64]*device
 	daemon      *wire // the last that connected
 	connections int
+	leaving     bool
 }
 
 // A device is a connection to an exporter, from its import on.
@@ -106,10 +108,13 @@ func (p *process) prepare() (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-func (p *process) isIdle() bool {
+// leave reports whether the process has nothing to do any more. Who connects
+// after that is turned away, so that nobody relies on it.
+func (p *process) leave() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.connections == 0 && len(p.devices) == 0
+	p.leaving = p.connections == 0 && len(p.devices) == 0
+	return p.leaving
 }
 
 func (p *process) ended() {
@@ -122,11 +127,19 @@ func (p *process) ended() {
 func (p *process) accept(l *net.UnixListener) {
 	for {
 		c, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
 			time.Sleep(100 * time.Millisecond) // out of descriptors
 			continue
 		}
 		p.mu.Lock()
+		if p.leaving {
+			p.mu.Unlock()
+			c.Close()
+			return
+		}
 		p.connections++
 		p.mu.Unlock()
 		go p.serve(&wire{c: c})
