@@ -1,0 +1,108 @@
+//go:build guest
+
+package kernel_test
+
+import (
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/controller/kernel"
+	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/usb"
+	"github.com/usbns/usbns/usbip"
+)
+
+// A device whose exporter says nothing, or only what cancels, is refused or can
+// be detached, and another controller's device works all the time.
+func TestGuestStrangers(t *testing.T) {
+	noLeaks(t)
+	d := kernel.New(kernel.Options{Dir: workerDir(t), EnumerateTimeout: time.Second, KernelTimeout: patient})
+	t.Cleanup(func() { must(t, d.Close()) })
+	s, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
+	must(t, err)
+	p := exportDevice(t, s)
+	p.Controller = 1
+	a, err := newGuestDriver(t).Attach(t.Context(), p)
+	must(t, err)
+	t.Cleanup(a.Detach)
+	free := freePorts(t)
+
+	for name, stranger := range map[string]func(peer net.Conn){
+		"silent":       func(peer net.Conn) { mute(peer, false) },
+		"only unlinks": func(peer net.Conn) { mute(peer, true) },
+		"silent once it is known": func(peer net.Conn) {
+			mimic(peer, newLoopback(t), func(c *usbip.CmdSubmit, _ *[]byte) bool {
+				return usb.ParseSetup(c.Setup).Request == usb.ReqGetDescriptor
+			})
+			mute(peer, true)
+		},
+	} {
+		here, peer := connect(t)
+		go stranger(peer)
+		attached := make(chan error, 1)
+		var b controller.Attachment
+		go func() {
+			var err error
+			b, err = d.Attach(t.Context(), plug(here))
+			attached <- err
+		}()
+		for waiting := true; waiting; {
+			scan(t, a.Path(), s)
+			select {
+			case err := <-attached:
+				t.Logf("%s: %v", name, err)
+				if err == nil {
+					b.Detach()
+				} else if name != "silent once it is known" {
+					wantIs(t, err, os.ErrDeadlineExceeded)
+				}
+				waiting = false
+			default:
+			}
+		}
+		peer.Close()
+	}
+
+	// The kernel waits for one that has its connection, until that is shut down.
+	impatient := kernel.New(kernel.Options{Dir: workerDir(t), KernelTimeout: time.Second})
+	t.Cleanup(func() { must(t, impatient.Close()) })
+	here, peer := connect(t)
+	go mute(peer, false)
+	c, _ := newController(t, impatient.Direct())
+	_, err = c.Attach(t.Context(), 0, plug(here))
+	wantIs(t, err, syscall.ETIMEDOUT)
+	if n := freePorts(t); n != free {
+		t.Errorf("%d ports are free, %d were", n, free)
+	}
+	scan(t, a.Path(), s)
+}
+
+// What is attached and detached again and again leaves nothing.
+func TestGuestRounds(t *testing.T) {
+	noLeaks(t)
+	before := freePorts(t)
+	fds := descriptors(t)
+	d := newGuestDriver(t)
+	for _, driver := range []controller.Driver{d, d.Direct()} {
+		for range 5 {
+			s, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
+			must(t, err)
+			here, peer := connect(t)
+			stop := serveUntilCleanup(t, peer, s)
+			a, err := driver.Attach(t.Context(), plug(here))
+			must(t, err)
+			a.Detach()
+			stop()
+		}
+	}
+	if n := freePorts(t); n != before {
+		t.Errorf("%d ports are free, %d were", n, before)
+	}
+	noChildren(t)
+	const ofDriver = 3 // directories of sysfs and uevents
+	eventually(t, "few open descriptors", func() bool { return descriptors(t) <= fds+ofDriver })
+}
