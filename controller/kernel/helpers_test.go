@@ -130,10 +130,10 @@ func (h *host) use(port int) {
 			h.Finish(port)
 			return
 		}
-		h.Enumerate(port)
 		h.mu.Lock()
 		h.devices[port] = imp
 		h.mu.Unlock()
+		h.Enumerate(port)
 		<-imp.Gone()
 		h.mu.Lock()
 		delete(h.devices, port)
@@ -164,17 +164,17 @@ func (h *host) port() int {
 }
 
 // works makes the device on a port do something that only it can.
-func (h *host) works(port int) {
-	h.t.Helper()
+func (h *host) works(t testing.TB, port int) {
+	t.Helper()
 	d := h.device(port)
 	if d == nil {
-		h.t.Fatalf("no device on port %d", port)
+		t.Fatalf("no device on port %d", port)
 	}
-	if _, err := usb.ControlTransfer(h.t.Context(), d, usb.SetConfiguration(1), nil); err != nil {
-		h.t.Fatalf("the device on port %d: %v", port, err)
+	if _, err := usb.ControlTransfer(t.Context(), d, usb.SetConfiguration(1), nil); err != nil {
+		t.Fatalf("the device on port %d: %v", port, err)
 	}
 	if !h.Authorized(port) {
-		h.t.Errorf("the device on port %d is not authorized", port)
+		t.Errorf("the device on port %d is not authorized", port)
 	}
 }
 

@@ -50,7 +50,7 @@ func TestAttachUseDetach(t *testing.T) {
 		t.Errorf("attached is %+v", e.Port)
 	}
 	kernelPort := h.port()
-	h.works(kernelPort)
+	h.works(t, kernelPort)
 	must(t, c.Detach(1))
 	if e := wantEvent(t, events, controller.Detached); e.Err != nil {
 		t.Errorf("it went for %v", e.Err)
@@ -98,7 +98,7 @@ func TestHowADeviceEnds(t *testing.T) {
 		}
 	})
 	attach(t) // with a new worker
-	h.works(h.port())
+	h.works(t, h.port())
 }
 
 // All controllers share the ports of the kernel.
@@ -215,7 +215,7 @@ func TestLocalDevice(t *testing.T) {
 	_, err = c.Attach(t.Context(), 0, controller.Plug{Device: dev, DevID: devid})
 	must(t, err)
 	wantEvent(t, events, controller.Attached)
-	h.works(h.port())
+	h.works(t, h.port())
 	must(t, c.Detach(0))
 	wantEvent(t, events, controller.Detached)
 	await(t, "the device's end", dev.Gone())
@@ -245,7 +245,7 @@ func TestRestore(t *testing.T) {
 		await(t, "Done of what was left", a.Done())
 	}
 	must(t, first.Close())
-	h.works(port)
+	h.works(t, port)
 
 	d := newDriver(t, h, dir)
 	judged := 0
@@ -266,7 +266,7 @@ func TestRestore(t *testing.T) {
 		}
 	}
 	must(t, d.Sweep(t.Context()))
-	h.works(port)
+	h.works(t, port)
 	ports, err := h.Sysfs().Open(0)
 	must(t, err)
 	defer ports.Close()
