@@ -58,17 +58,7 @@ func freePorts(t testing.TB) int {
 // scan has a scanner scan a code and reads it where a program would.
 func scan(t testing.TB, path string, s *emulate.Scanner) {
 	t.Helper()
-	var node string
-	for deadline := time.Now().Add(patient); node == ""; time.Sleep(5 * time.Millisecond) {
-		found, _ := filepath.Glob(filepath.Join(path, "*:*/*/input/input*/event*"))
-		if len(found) > 0 {
-			node = filepath.Join("/dev/input", filepath.Base(found[0]))
-		} else if time.Now().After(deadline) {
-			t.Fatal("no input device")
-		}
-	}
-	f, err := os.Open(node)
-	must(t, err)
+	f := openInput(t, path)
 	defer f.Close()
 	told := make(chan error, 1)
 	go func() { told <- s.Tell(t.Context(), "42") }()
