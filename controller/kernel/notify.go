@@ -3,45 +3,40 @@
 package kernel
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
+	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/usbns/usbns/uevent"
 )
 
 // A notifier wakes those that wait for the kernel to get on, at each uevent.
 type notifier struct {
 	mu   sync.Mutex
 	next chan struct{} // closed at the next uevent
-	f    *os.File
-	done chan struct{}
+
+	listener *uevent.Listener // nil until it is needed
+	done     chan struct{}
 }
 
 func newNotifier() *notifier { return &notifier{next: make(chan struct{})} }
 
 // start listens to the kernel.
 func (n *notifier) start() error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
+	l, err := uevent.Listen()
 	if err != nil {
-		return fmt.Errorf("listen to uevents: %w", err)
+		return fmt.Errorf("wait for devices: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "uevents")
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		f.Close()
-		return fmt.Errorf("listen to uevents: %w", err)
-	}
-	n.f, n.done = f, make(chan struct{})
+	n.listener, n.done = l, make(chan struct{})
 	go n.read()
 	return nil
 }
 
 func (n *notifier) close() {
-	if n.f != nil {
-		n.f.Close()
+	if n.listener != nil {
+		n.listener.Close()
 		<-n.done
 	}
 }
@@ -50,14 +45,13 @@ func (n *notifier) close() {
 // the files.
 func (n *notifier) read() {
 	defer close(n.done)
-	b := make([]byte, 512) // the path comes first
 	for {
-		// With ENOBUFS some were lost, which is as good a reason to look.
-		k, err := n.f.Read(b)
-		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+		e, err := n.listener.Receive()
+		lost := errors.Is(err, uevent.ErrLost) // which is as good a reason to look
+		switch {
+		case err != nil && !lost:
 			return
-		}
-		if err == nil && !bytes.Contains(b[:k], []byte("/vhci_hcd.")) {
+		case !lost && !strings.Contains(e.DevPath, "/vhci_hcd."):
 			continue
 		}
 		n.mu.Lock()
