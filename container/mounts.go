@@ -9,12 +9,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/thread"
 )
 
 // controllerDir is the only directory that the stock tools look at.
@@ -44,22 +45,16 @@ type Binding struct {
 // container that may unmount what is mounted in its namespace can unmount the
 // files: they hide the kernel's, they do not protect them.
 func BindController(b Binding) error {
-	if err := onThread(func() error { return b.bind() }); err != nil {
+	if err := thread.RunWithout(b.Server, b.bind); err != nil {
 		return fmt.Errorf("bind the files of a controller: %w", err)
 	}
 	return nil
 }
 
-// bind runs in a thread of its own.
+// bind runs in a thread with descriptors of its own.
 func (b *Binding) bind() error {
-	// Setns asks for the first. With the second, what is open here ends with the
-	// thread, and a thread that waits for an answer of our own does not keep the
-	// connection open when we are killed.
-	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_FILES); err != nil {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns asks for it
 		return fmt.Errorf("unshare a thread: %w", err)
-	}
-	if b.Server >= 0 {
-		unix.Close(b.Server)
 	}
 	// In a container with a pid namespace of its own, /proc does not know us.
 	self, err := unix.Open("/proc/thread-self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -281,21 +276,4 @@ func mounts(self int) ([]*mountinfo.Info, error) {
 		return fail(err)
 	}
 	return infos, nil
-}
-
-// onThread runs f in a thread that ends with it.
-func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() != unix.Getpid() {
-			result <- f() // locked for good: the runtime lets the thread end
-			return
-		}
-		// The first thread never ends. It is held until f has had another.
-		err := onThread(f)
-		runtime.UnlockOSThread()
-		result <- err
-	}()
-	return <-result
 }

@@ -3,39 +3,11 @@
 package container
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
 )
-
-// What f does to its thread, nobody else gets to see.
-func TestOnThread(t *testing.T) {
-	for range 20 {
-		var tid int
-		err := onThread(func() error {
-			tid = unix.Gettid()
-			return unix.Unshare(unix.CLONE_FS | unix.CLONE_FILES)
-		})
-		if err != nil || tid == os.Getpid() {
-			t.Fatalf("thread %d of process %d: %v", tid, os.Getpid(), err)
-		}
-		for { // the thread ends after onThread has returned
-			_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
-			if errors.Is(err, fs.ErrNotExist) {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
 
 func TestSharedSysIsRefused(t *testing.T) {
 	parse := func(text string) []*mountinfo.Info {

@@ -18,7 +18,7 @@
 // stock usbip fails if there is none. So in c a port whose device no kernel has,
 // as with the driver controller.User, stays at 005: the stock tool then does not
 // list it, and can attach and detach. Where a kernel has the device, the busid is
-// the kernel's. In vhci_hcd.N the status says all that the controller knows.
+// the kernel's, and a device that is being detached is at 005 again. In vhci_hcd.N the status says all that the controller knows.
 //
 // libusbip also reads as many of status.1 and on as there are vhci_hcd.*
 // directories, and writes past its array if these have more ports than nports
@@ -54,9 +54,10 @@
 // O_CLOEXEC: a child that outlives the daemon would keep the mount from dying
 // with it, and requests would hang in place of failing with ENOTCONN.
 //
-// A program must not use a tree that it serves. Killed while a thread of its own
-// waits for an answer, it neither ends nor lets go of the connection, until
-// somebody unmounts by force.
+// A program that is killed while a thread of its own waits for an answer from
+// itself neither ends nor lets go of the connection, until somebody unmounts by
+// force. A daemon uses its tree in threads that do not have the connection only:
+// see [Tree.Server].
 //
 // An interrupt is any signal, and a Go program that writes gets SIGURG from its
 // own runtime. Ending the attempt for that spoils a connection that is in use.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/internal/thread"
 )
 
 // Type is the type of the file system in a table of mounts.
@@ -84,7 +85,7 @@ func Mount(dir string, o Options) (*Tree, error) {
 		defer close(f.served)
 		server.Serve()
 	}()
-	if err := refusePoll(dir); err != nil {
+	if err := thread.RunWithout(fd, func() error { return refusePoll(dir) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("try the control files on %s: %w", dir, err), f.Close())
 	}
 	return f, nil
