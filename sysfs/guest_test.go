@@ -310,6 +310,32 @@ func TestGuestBindAgain(t *testing.T) {
 	}
 }
 
+// A daemon that binds what it serves itself can be killed at any moment: no thread
+// of it waits for ever for an answer of another.
+func TestGuestKilledWhileBinding(t *testing.T) {
+	for round := range 10 {
+		cmd := helper(t, "bind "+tempDir(t)+"/sys")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewReader(out)
+		for range 1 + round%3 {
+			if line, err := lines.ReadString('\n'); line != "bound\n" {
+				t.Fatalf("the daemon says %q, %v", line, err)
+			}
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Wait()
+	}
+}
+
 // A caller in pid, mount and user namespaces of its own attaches, and so does one
 // in the namespace of the daemon.
 func TestGuestCallerInNamespaces(t *testing.T) {

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	}
 	if helper := os.Getenv(helperEnv); helper != "" {
 		name, arg, _ := strings.Cut(helper, " ")
-		if err := map[string]func(string) error{"attach": helpAttach, "write": helpWrite, "serve": helpServe}[name](arg); err != nil {
+		if err := map[string]func(string) error{"attach": helpAttach, "write": helpWrite, "serve": helpServe, "bind": helpBind}[name](arg); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -85,17 +85,33 @@ func helpWrite(arg string) error {
 
 // helpServe mounts a tree on arg, says so, and waits.
 func helpServe(arg string) error {
-	var table controller.Table
-	if _, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1); err != nil {
-		return err
-	}
-	f, err := Mount(arg, Options{Table: &table, Identify: identify, Log: slog.New(slog.DiscardHandler)})
+	f, c, err := mountOne(arg)
 	if err != nil {
 		return err
 	}
-	fmt.Println(f.NamelessDir(table.Controller(0)))
+	fmt.Println(f.NamelessDir(c))
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// helpBind mounts a tree on arg, and binds what it serves until it is killed.
+func helpBind(arg string) error {
+	f, c, err := mountOne(arg)
+	for err == nil {
+		err = container.BindController(container.Binding{Dir: f.NamelessDir(c), Server: f.Server()})
+		fmt.Println("bound")
+	}
+	return err
+}
+
+// mountOne mounts the tree of one controller.
+func mountOne(dir string) (*Tree, *controller.Controller, error) {
+	var table controller.Table
+	if _, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1); err != nil {
+		return nil, nil, err
+	}
+	f, err := Mount(dir, Options{Table: &table, Identify: identify, Log: slog.New(slog.DiscardHandler)})
+	return f, table.Controller(0), err
 }
 
 func identify(tid int) (Caller, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -70,6 +71,15 @@ func TestTreeLooksLikeSysfs(t *testing.T) {
 		wantErrno(t, fmt.Sprintf("open %s with flags %x", name, flags), err, unix.EACCES)
 	}
 	wantErrno(t, "chmod", os.Chmod(filepath.Join(dir, "attach"), 0o666), unix.EPERM)
+}
+
+// A child that outlives the daemon must not keep the mount from dying with it.
+func TestChildrenDoNotGetTheConnection(t *testing.T) {
+	start(t, 1, nil)
+	out, err := exec.CommandContext(t.Context(), "ls", "-l", "/proc/self/fd").CombinedOutput()
+	if err != nil || strings.Contains(string(out), "fuse") {
+		t.Errorf("a child has %v\n%s", err, out)
+	}
 }
 
 // Package vhci opens a controller of the tree by its path.
