@@ -50,13 +50,13 @@ func stockTool(t *testing.T, args ...string) said {
 	return said{out.String(), stderr.String(), err == nil}
 }
 
-// ourTool runs ours on a daemon.
-func ourTool(t *testing.T, dir string, args ...string) said {
+// ourTool runs ours.
+func ourTool(t *testing.T, on controllers, args ...string) said {
 	t.Helper()
 	var out, stderr bytes.Buffer
 	s := stock{
 		ctx: t.Context(), out: &out, err: &stderr,
-		daemon: control.NewClient(dir), sysfs: "/sys", port: usbip.DefaultPort,
+		controllers: on, sysfs: "/sys", port: usbip.DefaultPort,
 	}
 	ok := s.run(args)
 	return said{out.String(), stderr.String(), ok}
@@ -74,9 +74,9 @@ func TestGuestUsbipIsTheStockTool(t *testing.T) {
 		t.Helper()
 		theirs := stockTool(t, strings.Fields(line)...)
 		if strings.HasPrefix(line, "attach") && theirs.OK {
-			untilUsed(t)
+			untilPort(t, 0, vhci.StatusUsed)
 		}
-		ours := ourTool(t, dir, strings.Fields(ourLine)...)
+		ours := ourTool(t, control.NewClient(dir), strings.Fields(ourLine)...)
 		if diff := cmp.Diff(theirs.common(), ours.common()); diff != "" {
 			t.Errorf("usbip %s: of theirs (-) and ours (+)\n%s", line, diff)
 		}
@@ -100,6 +100,48 @@ func TestGuestUsbipIsTheStockTool(t *testing.T) {
 	}
 }
 
+// TestGuestUsbipSharesTheKernelWithTheStockTool has ours use the kernel's files:
+// each tool sees and detaches what the other has attached, and says the same.
+func TestGuestUsbipSharesTheKernelWithTheStockTool(t *testing.T) {
+	r := startExport(t, "127.0.0.1:3240", "signpad", "fingerprint")
+	files := findControllers(t.TempDir(), vhci.Sysfs{})
+	both := func(line string) {
+		t.Helper()
+		theirs, ours := stockTool(t, strings.Fields(line)...), ourTool(t, files, strings.Fields(line)...)
+		if diff := cmp.Diff(theirs, ours); diff != "" {
+			t.Errorf("usbip %s: of theirs (-) and ours (+)\n%s", line, diff)
+		}
+	}
+	both("port")
+	if s := stockTool(t, "attach", "-r", "127.0.0.1", "-b", "1-1"); !s.OK {
+		t.Fatal(s)
+	}
+	untilPort(t, 0, vhci.StatusUsed)
+	both("port")
+	if s := ourTool(t, files, "attach", "-r", "127.0.0.1", "-b", "1-2"); s != (said{OK: true}) {
+		t.Fatal(s)
+	}
+	untilPort(t, 1, vhci.StatusUsed)
+	both("port")
+	if all := ourTool(t, files, "port", "-a"); strings.Count(all.Out, "Port in Use") != 2 || strings.Count(all.Out, "VHCI:") != 1 {
+		t.Errorf("all ports are\n%s", all.Out)
+	}
+	both("detach -p 240")
+	if s := ourTool(t, files, "detach", "-p", "0"); !s.OK || s.Err != "usbip: info: Port 0 is now detached!\n\n" {
+		t.Errorf("ours detaches what theirs attached: %+v", s)
+	}
+	if s := stockTool(t, "detach", "-p", "1"); !s.OK {
+		t.Errorf("theirs detaches what ours attached: %+v", s)
+	}
+	untilPort(t, 0, vhci.StatusNull)
+	untilPort(t, 1, vhci.StatusNull)
+	both("detach -p 0")
+	both("port")
+	if err := r.end(); err != nil {
+		t.Error(err)
+	}
+}
+
 // common makes equal what may differ: how many ports there are, the busids, and
 // our option for the controller.
 func (s said) common() said {
@@ -111,9 +153,10 @@ func (s said) common() said {
 	return s
 }
 
-// untilUsed waits for the kernel to give the device on port 0 an address, which
-// it does not announce.
-func untilUsed(t *testing.T) {
+// untilPort waits for a port of the kernel to come to a status, which it does not
+// announce, and for the device that is then used to be in sysfs, where the stock
+// tool looks for it.
+func untilPort(t *testing.T, port int, want vhci.Status) {
 	t.Helper()
 	d, err := vhci.Open(0)
 	if err != nil {
@@ -125,11 +168,20 @@ func untilUsed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ports[0].Status == vhci.StatusUsed {
+		if ports[port].Status == want && (want != vhci.StatusUsed || inSysfs(d, port)) {
 			return
 		}
 		runtime.Gosched()
 	}
+}
+
+func inSysfs(d *vhci.Driver, port int) bool {
+	device, err := d.Device(port)
+	if err != nil {
+		return false
+	}
+	device.Close()
+	return true
 }
 
 // TestGuestDoctorFindsTheKernelFit examines a kernel that has all that is

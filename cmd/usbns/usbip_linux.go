@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/vhci"
 )
 
 func newUsbip() *cobra.Command {
@@ -21,7 +21,9 @@ func newUsbip() *cobra.Command {
 		Short: "Be the stock usbip command, with private controllers",
 		Long: "Take the arguments of the usbip command of Linux distributions and print what it\n" +
 			"prints; -i N chooses a controller. A link to usbns that is called usbip does the\n" +
-			"same. The run directory of the daemon is in the environment, as USBNS_RUN.",
+			"same. The run directory of the daemon is in the environment, as USBNS_RUN. Where\n" +
+			"there is no daemon it uses the files of vhci_hcd.N in /sys, as the original does:\n" +
+			"the kernel's, or in a container those of its own controller.",
 		Example: "  usbns usbip attach -r 127.0.0.1 -b 1-1\n" +
 			"  usbns usbip port --all\n" +
 			"  ln -s /usr/bin/usbns /usr/local/sbin/usbip",
@@ -29,7 +31,7 @@ func newUsbip() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s := stock{
 				ctx: cmd.Context(), out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(),
-				daemon: control.NewClient(runDir()), sysfs: "/sys", port: usbip.DefaultPort,
+				controllers: findControllers(runDir(), vhci.Sysfs{}), sysfs: "/sys", port: usbip.DefaultPort,
 			}
 			if !s.run(args) {
 				return exitStatus(1)
@@ -49,13 +51,13 @@ func newUsbip() *cobra.Command {
 // byte), that an empty port is port 0, that a bad --tcp-port is passed over, and
 // that a port in an error state makes every command fail.
 type stock struct {
-	ctx      context.Context
-	out, err io.Writer
-	daemon   *control.Client
-	sysfs    string
-	port     string // of exporters
-	debug    bool
-	syslog   *syslog.Writer // nil without --log
+	ctx         context.Context
+	out, err    io.Writer
+	controllers controllers
+	sysfs       string
+	port        string // of exporters
+	debug       bool
+	syslog      *syslog.Writer // nil without --log
 }
 
 // A stockCommand returns whether it succeeded.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,7 +56,7 @@ func (s *stock) attach(args []string) bool {
 		s.reason(err)
 		return false
 	}
-	_, err = s.daemon.Attach(s.ctx, conn.(syscall.Conn), control.Attach{
+	_, err = s.controllers.Attach(s.ctx, conn.(syscall.Conn), control.Attach{
 		Controller: ref, Port: control.AnyPort, DevID: info.DevID(), Speed: int(info.Speed),
 		Remote: control.Remote{Host: host, Port: s.port, BusID: busid},
 	})
@@ -63,9 +64,9 @@ func (s *stock) attach(args []string) bool {
 	switch {
 	case err == nil:
 		return true
-	case down, errors.Is(err, syscall.ENOENT):
+	case down, errors.Is(err, os.ErrNotExist):
 		s.noController(err)
-	case errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, vhci.ErrNoFreePort):
 		s.fail("no free port")
 	default:
 		s.fail("import device")
@@ -104,7 +105,7 @@ func (s *stock) detach(args []string) bool {
 		s.fail("invalid port %s", port)
 		return false
 	}
-	ports, err := s.daemon.Ports(s.ctx, ref)
+	ports, err := s.controllers.Ports(s.ctx, ref)
 	if err != nil {
 		s.noController(err)
 		return false
@@ -118,7 +119,7 @@ func (s *stock) detach(args []string) bool {
 		s.info("Port %d is already detached!\n", number)
 		return true
 	}
-	if err := s.daemon.Detach(s.ctx, ref, number); err != nil {
+	if err := s.controllers.Detach(s.ctx, ref, number); err != nil {
 		s.fail("Port %d detach request failed!\n", number)
 		s.info("%v", err)
 		return false
@@ -147,7 +148,7 @@ func (s *stock) ports(args []string) bool {
 func (s *stock) printPorts(ref string, all bool) error {
 	names := s.names()
 	if !all {
-		ports, err := s.daemon.Ports(s.ctx, ref)
+		ports, err := s.controllers.Ports(s.ctx, ref)
 		if err != nil {
 			return err
 		}
@@ -155,13 +156,13 @@ func (s *stock) printPorts(ref string, all bool) error {
 		s.printPortsOf(ports, names)
 		return nil
 	}
-	list, err := s.daemon.Controllers(s.ctx)
+	list, err := s.controllers.Controllers(s.ctx)
 	if err != nil {
 		return err
 	}
 	s.printPortsHead()
 	for _, c := range list {
-		ports, err := s.daemon.Ports(s.ctx, strconv.Itoa(c.Index))
+		ports, err := s.controllers.Ports(s.ctx, strconv.Itoa(c.Index))
 		if errors.Is(err, syscall.ENOENT) {
 			continue // deleted meanwhile
 		}
