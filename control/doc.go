@@ -21,8 +21,9 @@
 //
 // # What it is not
 //
-// It is no interface for tenants: whoever may open the sockets administers all
-// controllers. A tenant has the files of its controller.
+// It is no interface for tenants: whoever is let in administers all controllers.
+// That is root and the daemon's own user, by the modes of the sockets and by whom
+// the kernel names at the other end. A tenant has the files of its controller.
 //
 // # Dead ends
 //

@@ -29,7 +29,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -47,9 +46,6 @@ import (
 
 // ErrRunning says that another daemon has the run directory.
 var ErrRunning = errors.New("another daemon runs there (use it, or choose another directory with --run DIR)")
-
-// requestTimeout bounds how long a client may take to make its request.
-const requestTimeout = 10 * time.Second
 
 // restoreTimeout bounds how long the devices of an earlier daemon are looked
 // for.
@@ -199,22 +195,12 @@ func identify(tid int) (sysfs.Caller, error) {
 func serve(ctx context.Context, s *server.Server, api, attach *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	web := http.Server{Handler: s.Handler(), ReadTimeout: requestTimeout}
 	ended := make(chan error, 2)
-	go func() { ended <- web.Serve(api) }()
+	go func() { ended <- s.ServeAPI(ctx, api) }()
 	go func() { ended <- s.ServeAttach(ctx, attach) }()
-	var failed error
-	running := 2
-	select {
-	case <-ctx.Done():
-	case failed = <-ended:
-		running--
-	}
+	failed := <-ended
 	cancel()
-	_ = web.Close()
-	for range running {
-		<-ended
-	}
+	<-ended
 	return failed
 }
 

@@ -90,13 +90,12 @@ func runDir(tb testing.TB) string {
 	return dir
 }
 
-// start has the daemon killed as soon as its log contains amid, unless that is
-// "".
-func start(t testing.TB, dir, vault, amid string) *process {
+// start calls then when the daemon's log first has text.
+func start(t testing.TB, dir, vault, text string, then func(*process)) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command("/proc/self/exe")}
 	p.Args = []string{daemonName, dir, vault}
-	p.Stderr = &tripwire{t.Output(), amid, func() { _ = p.Process.Kill() }}
+	p.Stderr = &tripwire{Writer: t.Output(), text: text, trip: func() { then(p) }}
 	stdin, err := p.StdinPipe()
 	must(t, err)
 	stdout, err := p.StdoutPipe()
@@ -109,11 +108,16 @@ func start(t testing.TB, dir, vault, amid string) *process {
 
 func startReady(t testing.TB, dir, vault string) *process {
 	t.Helper()
-	p := start(t, dir, vault, "")
+	p := start(t, dir, vault, "", nil)
+	p.awaitReady(t)
+	return p
+}
+
+func (p *process) awaitReady(t testing.TB) {
+	t.Helper()
 	if line, err := p.stdout.ReadString('\n'); line != "ready\n" {
 		t.Fatalf("the daemon says %q, %v", line, err)
 	}
-	return p
 }
 
 func (p *process) end(signal os.Signal) {
@@ -128,11 +132,12 @@ type tripwire struct {
 	io.Writer
 	text string
 	trip func()
+	once sync.Once
 }
 
 func (w *tripwire) Write(b []byte) (int, error) {
 	if w.text != "" && bytes.Contains(b, []byte(w.text)) {
-		w.trip()
+		w.once.Do(w.trip)
 	}
 	return w.Writer.Write(b)
 }
@@ -241,7 +246,7 @@ func TestKilledDaemon(t *testing.T) {
 	unsure := "" // whose last request had no answer
 	for round := range 6 {
 		if round > 0 { // one that gets no further than to its first device
-			amid := start(t, dir, vault, "msg=attached")
+			amid := start(t, dir, vault, "msg=attached", func(p *process) { _ = p.Process.Kill() })
 			_, _ = amid.stdout.ReadString('\n')
 			amid.end(syscall.SIGKILL)
 		}

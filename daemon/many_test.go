@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/benchtable"
@@ -63,6 +65,29 @@ func useLast(t *testing.T, dir string, client *control.Client) {
 	} else if !strings.Contains(string(status), "hs  0000 006 002 ") {
 		t.Errorf("status is\n%s", status)
 	}
+}
+
+// TestNoDescriptorLeft has an attach wait until the daemon has descriptors again.
+func TestNoDescriptorLeft(t *testing.T) {
+	dir := runDir(t)
+	client := control.NewClient(dir)
+	var before unix.Rlimit
+	daemon := start(t, dir, t.TempDir(), "no attach is accepted", func(p *process) {
+		if err := unix.Prlimit(p.Process.Pid, unix.RLIMIT_NOFILE, &before, nil); err != nil {
+			t.Error(err)
+		}
+	})
+	daemon.awaitReady(t)
+	_, err := client.Create(t.Context(), control.Create{Driver: "user"})
+	must(t, err)
+	must(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	must(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: before.Max}, nil))
+	scanner, err := emulate.NewScanner(emulate.Options{})
+	must(t, err)
+	defer scanner.Close()
+	_, err = client.Attach(t.Context(), serveTCP(t, scanner), control.Attach{Controller: "0", DevID: 1, Speed: int(usb.SpeedFull)})
+	must(t, err)
+	daemon.end(syscall.SIGTERM)
 }
 
 // serveTCP serves dev on one end of a connection and returns the other.

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
@@ -27,29 +26,6 @@ const (
 	// maxAttach is far above an Attach with the longest names.
 	maxAttach = 4096
 )
-
-// ServeAttach takes sockets on l until ctx ends or l fails, and returns when all
-// attempts are over. It closes l.
-func (s *Server) ServeAttach(ctx context.Context, l *net.UnixListener) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var attempts sync.WaitGroup
-	defer attempts.Wait()
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	for {
-		u, err := l.AcceptUnix()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("accept on %v: %w", l.Addr(), err)
-		}
-		attempts.Go(func() {
-			defer u.Close()
-			s.serveAttach(ctx, u)
-		})
-	}
-}
 
 func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -82,6 +58,11 @@ func receive(u *net.UnixConn) (a control.Attach, conn net.Conn, err error) {
 	}
 	payload, conn, err := container.ReceiveSocket(u, maxAttach)
 	if err != nil {
+		return a, nil, err
+	}
+	// A refusal ahead of that would be lost: who cannot send does not read.
+	if err = checkPeer(u); err != nil {
+		conn.Close()
 		return a, nil, err
 	}
 	if err = json.Unmarshal(payload, &a); err == nil {

@@ -84,8 +84,13 @@ func atOnce(n int, h http.HandlerFunc) http.HandlerFunc {
 func refuse(w http.ResponseWriter, err error) {
 	e := wireError(err)
 	status := http.StatusBadRequest
-	if e.Errno == syscall.ENOENT {
+	switch e.Errno {
+	case syscall.ENOENT:
 		status = http.StatusNotFound
+	case syscall.EPERM:
+		status = http.StatusForbidden
+	case syscall.EAGAIN:
+		status = http.StatusServiceUnavailable
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -27,27 +27,34 @@ import (
 // start serves an empty table in a directory of its own.
 func start(t *testing.T) (*control.Client, *controller.Table) {
 	t.Helper()
-	dir := t.TempDir()
-	table := new(controller.Table)
-	s := &server.Server{Table: table, Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}}, Log: slog.New(slog.DiscardHandler)}
-	l, err := net.Listen("unix", filepath.Join(dir, control.Socket))
+	dir, err := os.MkdirTemp("", "x") // for the names of sockets, which are short
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := http.Server{Handler: s.Handler()}
-	a, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: filepath.Join(dir, control.AttachSocket)})
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return startIn(t, dir)
+}
+
+func startIn(t *testing.T, dir string) (*control.Client, *controller.Table) {
+	t.Helper()
+	table := new(controller.Table)
+	s := &server.Server{Table: table, Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}}, Log: slog.New(slog.DiscardHandler)}
+	api, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, control.Socket)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: filepath.Join(dir, control.AttachSocket)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
-	go func() { ended <- web.Serve(l) }()
-	go func() { ended <- s.ServeAttach(ctx, a) }()
+	go func() { ended <- s.ServeAPI(ctx, api) }()
+	go func() { ended <- s.ServeAttach(ctx, attach) }()
 	t.Cleanup(func() {
 		cancel()
-		web.Close()
 		for range 2 {
-			if err := <-ended; err != nil && !errors.Is(err, http.ErrServerClosed) {
+			if err := <-ended; err != nil {
 				t.Error(err)
 			}
 		}
