@@ -53,6 +53,9 @@ func TestGuestKilledDaemon(t *testing.T) {
 	if p := before[port]; port != 1 || p.Status != 6 || p.Product != scanner.Descriptors().Device().Product || p.Remote != remote {
 		t.Fatalf("port %d is %+v", port, p)
 	}
+	if _, err := client.Transfer(t.Context(), "alice", port, control.Transfer{Endpoint: 0x81}); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("a transfer to a device in the kernel: %v", err)
+	}
 	keys := openKeys(t)
 	scan(t, scanner, keys)
 	for _, signal := range []os.Signal{syscall.SIGKILL, syscall.SIGTERM} {

@@ -91,7 +91,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 }
 
 // serveTCP serves dev on one end of a connection and returns the other.
-func serveTCP(t *testing.T, dev usb.Device) *net.TCPConn {
+func serveTCP(t testing.TB, dev usb.Device) *net.TCPConn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -125,6 +125,46 @@ func BenchmarkManyControllers(b *testing.B) {
 		benchtable.Report(b, float64(resident(b, daemon.Process.Pid)-before)/many, 4, "KiB/controller")
 		daemon.end(syscall.SIGTERM)
 	}
+}
+
+// BenchmarkManyDevices tells what an attached device that does nothing costs a
+// daemon.
+func BenchmarkManyDevices(b *testing.B) {
+	var files unix.Rlimit
+	must(b, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
+	n := min(many, int(files.Cur)/3) // of a connection one end is here, the other for a moment
+	dir := runDir(b)
+	client := control.NewClient(dir)
+	for range b.N {
+		daemon := startReady(b, dir, b.TempDir())
+		scanner, err := emulate.NewLoopback(emulate.Options{Speed: usb.SpeedFull})
+		must(b, err)
+		_, err = client.Create(b.Context(), control.Create{Count: n, Driver: "user", HubPorts: 1})
+		must(b, err)
+		attach := func(controller int) {
+			conn := serveTCP(b, scanner)
+			_, err := client.Attach(b.Context(), conn, control.Attach{Controller: fmt.Sprint(controller), DevID: 1, Speed: int(usb.SpeedFull)})
+			must(b, err)
+			conn.Close()
+		}
+		attach(0)
+		before := resident(b, daemon.Process.Pid)
+		for i := 1; i < n; i++ {
+			attach(i)
+		}
+		b.ReportMetric(float64(n), "devices")
+		benchtable.Report(b, float64(resident(b, daemon.Process.Pid)-before)/float64(n-1), 16, "KiB/device")
+		benchtable.Report(b, float64(threads(b, daemon.Process.Pid)), 100, "threads")
+		daemon.end(syscall.SIGTERM)
+		scanner.Close()
+	}
+}
+
+func threads(tb testing.TB, pid int) int {
+	tb.Helper()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	must(tb, err)
+	return len(tasks)
 }
 
 // resident returns the memory of a process in KiB.
