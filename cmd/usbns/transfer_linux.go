@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +13,7 @@ import (
 
 func newTransfer(dir *string) *cobra.Command {
 	var port int
-	var endpoint, setup, data string
+	var data string
 	var timeout time.Duration
 	var asJSON bool
 	t := control.Transfer{}
@@ -29,31 +28,21 @@ func newTransfer(dir *string) *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	cmd.Flags().IntVarP(&port, "port", "p", 0, "port of the controller")
-	cmd.Flags().StringVarP(&endpoint, "endpoint", "e", "0", "endpoint, with 0x80 for IN")
-	cmd.Flags().StringVar(&setup, "setup", "", "setup packet for endpoint 0, 8 bytes")
-	cmd.Flags().StringVar(&data, "data", "", "bytes to send, - for those on standard input")
+	cmd.Flags().Uint8VarP(&t.Endpoint, "endpoint", "e", 0, "endpoint, with 0x80 for IN")
+	cmd.Flags().TextVar(&t.Setup, "setup", control.Hex(nil), "setup packet for endpoint 0, 8 bytes as `HEX`")
+	cmd.Flags().StringVar(&data, "data", "", "bytes to send as `HEX`, - for those on standard input")
 	cmd.Flags().IntVar(&t.Length, "length", 0, "bytes to ask for (default one packet)")
 	cmd.Flags().DurationVar(&timeout, "timeout", control.DefaultTransferTimeout, "how long to wait for the device")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	ref := controllerFlag(cmd)
 	cobra.CheckErr(cmd.MarkFlagRequired("port"))
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		address, err := strconv.ParseUint(endpoint, 0, 8)
-		if err != nil {
-			return fmt.Errorf("--endpoint %s: want a number such as 0x81", endpoint)
-		}
-		t.Endpoint = uint8(address)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if t.Timeout = timeout.Milliseconds(); t.Timeout <= 0 {
-			return fmt.Errorf("--timeout %v: want 1ms or more", timeout)
-		}
-		if cmd.Flags().Changed("setup") {
-			if err := t.Setup.UnmarshalText([]byte(setup)); err != nil {
-				return fmt.Errorf("--setup: %w", err)
-			}
+			return usageError{fmt.Errorf("--timeout %v: want 1ms or more", timeout)}
 		}
 		if cmd.Flags().Changed("data") {
 			if t.Data, err = readData(cmd.InOrStdin(), data); err != nil {
-				return fmt.Errorf("--data: %w", err)
+				return usageError{fmt.Errorf("--data: %w", err)}
 			}
 		}
 		done, err := control.NewClient(*dir).Transfer(cmd.Context(), *ref, port, t)
