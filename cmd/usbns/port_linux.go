@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 	"text/tabwriter"
 
@@ -66,8 +67,20 @@ func printPorts(out io.Writer, used []attached) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CONTROLLER\tPORT\tSTATE\tDEVICE\tPRODUCT\tFROM")
 	for _, p := range used {
-		fmt.Fprintf(w, "%d\t%d\t%v\t%04x:%04x\t%q\t%s:%s/%s\n", p.Controller, p.Number, vhci.Status(p.Status),
-			p.Vendor, p.Product, p.ProductName, p.Remote.Host, p.Remote.Port, p.Remote.BusID)
+		fmt.Fprintf(w, "%d\t%d\t%v\t%04x:%04x\t%q\t%s\n", p.Controller, p.Number, vhci.Status(p.Status),
+			p.Vendor, p.Product, p.ProductName, from(p.Remote))
 	}
 	return w.Flush()
+}
+
+// from is as much as whoever attached a device has told of where it comes from: a
+// control file is not told the busid.
+func from(r control.Remote) string {
+	switch {
+	case r.Host == "":
+		return "-"
+	case r.BusID == "":
+		return net.JoinHostPort(r.Host, r.Port)
+	}
+	return net.JoinHostPort(r.Host, r.Port) + "/" + r.BusID
 }
