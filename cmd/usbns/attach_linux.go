@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"syscall"
@@ -31,6 +32,9 @@ func newAttach(dir *string) *cobra.Command {
 		}
 		defer conn.Close()
 		info, err := usbip.RequestImport(cmd.Context(), conn, busid)
+		if errors.Is(err, usbip.OpNoDevice) || errors.Is(err, usbip.OpBusy) {
+			return fmt.Errorf("%w (what is free: usbns list -r %s)", err, remote)
+		}
 		if err != nil {
 			return err
 		}

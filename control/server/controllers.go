@@ -128,7 +128,7 @@ func (s *Server) find(ref string) (*controller.Controller, error) {
 		c = s.Table.Controller(index)
 	}
 	if c == nil {
-		return nil, &control.Error{Message: fmt.Sprintf("there is no controller %q (see: usbns controller list)", ref), Errno: syscall.ENOENT}
+		return nil, &control.Error{Message: fmt.Sprintf("there is no controller %q (there are: usbns controller list; make one: usbns controller create)", ref), Errno: syscall.ENOENT}
 	}
 	return c, nil
 }
