@@ -49,6 +49,20 @@ type Submitter interface {
 	Cancel(u *URB)
 }
 
+// A Batcher is a [Device] on which transfers come and go in batches, so that it
+// and who submits can collect what each of them sends. It is optional; a wrapper
+// that has it passes all three on.
+type Batcher interface {
+	// Hold says that more is about to be submitted. What was submitted may wait
+	// for that, until Release has been called as often.
+	Hold()
+	Release()
+	// Watch has hold called when several URBs may be about to complete, and
+	// release when those at hand have. Both must not block. It ends with stop; a
+	// release that is due may still be called after it.
+	Watch(hold, release func()) (stop func())
+}
+
 // Errors of Submit. Callers compare with errors.Is.
 var (
 	ErrGone       = errors.New("device is gone")

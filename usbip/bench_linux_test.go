@@ -3,6 +3,8 @@ package usbip
 import (
 	"context"
 	"encoding/binary"
+	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -56,7 +58,43 @@ func TestMain(m *testing.M) {
 			return nil
 		}
 	}
+	for name, serve := range maps.Clone(servers) {
+		servers["relayed "+name] = func(conn net.Conn) error { return relay(conn, name == "session", serve) }
+	}
 	os.Exit(benchtable.Main(m, servers))
+}
+
+// relay stands between conn and a server in this process: as an importer that
+// is exported again, or as a bare relay.
+func relay(conn net.Conn, device bool, serve benchtable.Serve) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	go func() {
+		if far, err := l.Accept(); err == nil {
+			serve(far)
+		}
+	}()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	if device {
+		dev, err := NewImporter(context.Background(), near, benchDevID, usb.SpeedHigh, nil)
+		if err != nil {
+			return err
+		}
+		return ServeDevice(context.Background(), conn, benchDevID, dev, nil)
+	}
+	// Without what the two could do with each other, which is to splice.
+	type plain struct {
+		io.Reader
+		io.Writer
+	}
+	go io.CopyBuffer(plain{Writer: near}, plain{Reader: conn}, make([]byte, chunkSize))
+	_, err = io.CopyBuffer(plain{Writer: conn}, plain{Reader: near}, make([]byte, chunkSize))
+	return err
 }
 
 // atOnce moves data without looking at it, so that the wire is what is measured.
@@ -100,6 +138,22 @@ func BenchmarkExporter(b *testing.B) {
 				edit(request, atSeq, uint32(i+1))
 			}
 			benchtable.Compare(b, w.aim, ours.Run, w.bare(b).Run)
+		})
+	}
+}
+
+// BenchmarkTwoHops has a relay between the two.
+func BenchmarkTwoHops(b *testing.B) {
+	benchtable.Pin(b)
+	for _, w := range wireLoads {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(w.bytes)
+			ours := benchtable.NewClient(b, configured(b, benchtable.Server(b, "relayed session")), w.request, w.reply, w.inFlight)
+			for i, request := range ours.Requests() {
+				edit(request, atSeq, uint32(i+1))
+			}
+			bare := benchtable.NewClient(b, benchtable.Server(b, "relayed bare "+w.name), w.request, w.reply, w.inFlight)
+			benchtable.Compare(b, w.aim, ours.Run, bare.Run)
 		})
 	}
 }

@@ -93,7 +93,9 @@
 // the device to go. Answers and requests are queued, and written at once by
 // whoever queued them, without waiting, so that a round trip wakes nobody it
 // does not have to; while the reader still has input at hand it holds the
-// writing back, and a burst of answers leaves in one write. Only when the socket
+// writing back, and a burst of answers leaves in one write. What it reads may be
+// for another connection, where a Device that is exported is imported: each of
+// the two tells the other of its bursts ([usb.Batcher]). Only when the socket
 // is full does a goroutine of its own wait for it. A connection with nothing to
 // do holds no buffer. None of this allocates. The benchmarks set each role
 // beside a bare echo of the same messages.
@@ -102,6 +104,10 @@
 // All other connections work, with a goroutine for each burst of writing.
 //
 // # Dead ends
+//
+// Without telling each other, two roles back to back write every message by
+// itself: with 32 transfers in flight they then reach a third of a bare relay, in
+// place of three quarters.
 //
 // A goroutine that reads and one that writes, with a channel between them, reach
 // little more than half the round trips of a bare echo. Reading through a

@@ -73,6 +73,11 @@ type barrier struct {
 	done    chan struct{}
 }
 
+var _ interface {
+	usb.Device
+	usb.Batcher
+} = (*Importer)(nil)
+
 var requestPool = sync.Pool{New: func() any { return new(request) }}
 
 // NewImporter makes a usb.Device of a connection past IMPORT: one on which
@@ -302,6 +307,17 @@ func (i *Importer) forget(r *request) *usb.URB {
 		r.barrier = nil
 	}
 	return u
+}
+
+// Hold implements [usb.Batcher]: requests leave together, at Release.
+func (i *Importer) Hold() { i.hold() }
+
+// Release implements [usb.Batcher].
+func (i *Importer) Release() { i.release() }
+
+// Watch implements [usb.Batcher]: answers that came together complete together.
+func (i *Importer) Watch(hold, release func()) (stop func()) {
+	return i.watch(&batch{hold, release})
 }
 
 // Reset implements [usb.Device]. Transfers in flight are cancelled; then the

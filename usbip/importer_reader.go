@@ -18,6 +18,7 @@ func (i *Importer) read() {
 			break
 		}
 	}
+	i.pause()
 	i.active.Wait()
 	i.completeAll()
 	i.dropInput()
@@ -83,17 +84,17 @@ func (i *Importer) find(seq uint32) *request {
 		i.mu.Unlock()
 		return r
 	}
-	i.held = false
-	i.flush()
+	i.mu.Unlock()
+	i.pause()
 	i.mu.Lock()
 	for r.unsent() && i.err == nil {
 		i.sent.Wait()
 	}
-	i.held = true
 	if i.err != nil {
 		r = nil
 	}
 	i.mu.Unlock()
+	i.resume()
 	return r
 }
 

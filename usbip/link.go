@@ -32,22 +32,29 @@ type link struct {
 	r, w   int     // in.b[r:w] is read and not used yet
 	single [HeaderSize]byte
 
-	drainFunc func() // made once, so that starting it does not allocate
+	drainFunc func()   // made once, so that starting it does not allocate
+	told      []*batch // of the reader: whom it has told that it is at work
 
 	mu      sync.Mutex
 	err     error // why the link has ended
 	queue   []*buffer
 	head    int
 	queued  int            // bytes in queue and in the hands of a writer
-	held    bool           // the reader writes soon
+	held    int            // how many write soon, the reader or others
 	writing bool           // somebody is writing
 	stalled *buffer        // what drain starts with
 	active  sync.WaitGroup // who is writing, and who closes conn
 	sent    sync.Cond      // a borrowed buffer was written, or the link failed
+	batches []*batch       // never changed, but replaced
 }
+
+// A batch is told that the reader has input at hand, from which several things
+// may follow, and that they have.
+type batch struct{ hold, release func() }
 
 func (l *link) init(conn net.Conn, limits Limits) {
 	l.conn, l.limits = conn, limits.orDefaults()
+	l.held = 1 // by the reader to come
 	l.sent.L = &l.mu
 	l.drainFunc = l.drain
 	l.raw.init(l)
@@ -104,9 +111,9 @@ func (l *link) readFull(p []byte) error {
 			copy(p, b)
 			return noEOF(err)
 		}
-		l.release()
+		l.pause()
 		n, err := l.conn.Read(p)
-		l.hold()
+		l.resume()
 		if p = p[n:]; err != nil && len(p) > 0 {
 			return noEOF(err)
 		}
@@ -153,8 +160,8 @@ func noEOF(err error) error {
 
 // fill reads more into the buffer. While there is none it waits without one.
 func (l *link) fill() error {
-	l.release()
-	defer l.hold()
+	l.pause()
+	defer l.resume()
 	if l.r == l.w {
 		l.r, l.w = 0, 0
 		return l.fillIdle()
@@ -185,18 +192,50 @@ func (l *link) fillIdle() error {
 	return nil
 }
 
-// hold tells that the reader is at work and will release.
+// resume is called by the reader when it has input.
+func (l *link) resume() {
+	l.mu.Lock()
+	l.held++
+	l.told = l.batches
+	l.mu.Unlock()
+	for _, b := range l.told {
+		b.hold()
+	}
+}
+
+// pause is called by the reader when it has none.
+func (l *link) pause() {
+	for _, b := range l.told {
+		b.release()
+	}
+	l.told = nil
+	l.release()
+}
+
+// hold tells that who calls will release.
 func (l *link) hold() {
 	l.mu.Lock()
-	l.held = true
+	l.held++
 	l.mu.Unlock()
 }
 
 // release writes what hold has held back.
 func (l *link) release() {
 	l.mu.Lock()
-	l.held = false
+	l.held--
 	l.flush()
+}
+
+// watch has b told from the next input on.
+func (l *link) watch(b *batch) (stop func()) {
+	l.mu.Lock()
+	l.batches = append(slices.Clone(l.batches), b)
+	l.mu.Unlock()
+	return func() {
+		l.mu.Lock()
+		l.batches = slices.DeleteFunc(slices.Clone(l.batches), func(o *batch) bool { return o == b })
+		l.mu.Unlock()
+	}
 }
 
 // reserve queues a message of n bytes, at most chunkSize, for the caller to
@@ -259,7 +298,7 @@ func (l *link) pop() *buffer {
 // with mu held and gives it up.
 func (l *link) flush() {
 	defer l.mu.Unlock()
-	if l.held || l.writing || l.err != nil || l.head == len(l.queue) {
+	if l.held > 0 || l.writing || l.err != nil || l.head == len(l.queue) {
 		return
 	}
 	l.writing = true

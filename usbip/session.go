@@ -118,17 +118,24 @@ func (s *session) serve(ctx context.Context) error {
 		case <-ctx.Done():
 			s.fail(context.Cause(ctx))
 		case <-s.dev.Gone():
-			s.release() // the last answers, if the socket takes them
+			s.mu.Lock()
+			s.held = 0
+			s.flush() // the last answers, if the socket takes them
 			s.fail(usb.ErrGone)
 		case <-ended:
 		}
 	})
+	if d, ok := s.dev.(usb.Batcher); ok {
+		s.watch(&batch{d.Hold, d.Release})
+		defer d.Watch(s.hold, s.release)()
+	}
 	for {
 		if err := s.readOne(); err != nil {
 			s.fail(err)
 			break
 		}
 	}
+	s.pause()
 	close(ended)
 	watch.Wait()
 	reset := s.end()
