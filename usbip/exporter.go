@@ -152,10 +152,13 @@ func (e *Exporter) Serve(ctx context.Context, l net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
 	defer func() {
 		if stop() {
 			l.Close()
+		} else {
+			<-closed // Accept may have returned before
 		}
 	}()
 	for {

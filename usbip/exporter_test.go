@@ -397,6 +397,35 @@ func TestExporterServeEnds(t *testing.T) {
 	<-i.Gone()
 }
 
+// A lateListener accepts nothing more before its Close has returned.
+type lateListener struct {
+	*pipeListener
+	let chan struct{}
+}
+
+func (l lateListener) Close() error {
+	l.pipeListener.Close()
+	<-l.let
+	return nil
+}
+
+// TestExporterServeClosesItsListener matters to who takes the same port next.
+func TestExporterServeClosesItsListener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := lateListener{newPipeListener(), make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- new(Exporter).Serve(ctx, l) }()
+		cancel()
+		synctest.Wait()
+		if len(done) != 0 {
+			t.Error("Serve returned before its listener was closed")
+		}
+		close(l.let)
+		wantIs(t, <-done, context.Canceled)
+	})
+}
+
 func TestExporterListenerFails(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
