@@ -28,9 +28,9 @@ type link struct {
 	raw    rawConn // non-blocking access; without it every write is left to drain
 	limits Limits
 
-	in     *buffer // nil while there is nothing to read
-	r, w   int     // in.b[r:w] is read and not used yet
-	single [HeaderSize]byte
+	in     *buffer           // nil while there is nothing to read
+	r, w   int               // in.b[r:w] is read and not used yet
+	single *[HeaderSize]byte // what is read first where raw is not usable
 
 	drainFunc func()   // made once, so that starting it does not allocate
 	told      []*batch // of the reader: whom it has told that it is at work
@@ -57,7 +57,9 @@ func (l *link) init(conn net.Conn, limits Limits) {
 	l.held = 1 // by the reader to come
 	l.sent.L = &l.mu
 	l.drainFunc = l.drain
-	l.raw.init(l)
+	if l.raw.init(l); !l.raw.ok() {
+		l.single = new([HeaderSize]byte)
+	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tuneTCP(tcp, l.limits.PeerTimeout)
 	}
