@@ -97,6 +97,12 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	if err != nil {
 		log.Warn("no control files, which need root and /dev/fuse", "reason", err)
 	} else {
+		go func() {
+			<-files.Done()
+			if ctx.Err() == nil {
+				log.Error("the control files were unmounted by force: restart the daemon")
+			}
+		}()
 		defer func() {
 			if err := files.Close(); err != nil {
 				log.Warn("control files are left mounted", "reason", err)

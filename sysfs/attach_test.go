@@ -394,6 +394,33 @@ func TestCloseEndsAttempts(t *testing.T) {
 	}
 }
 
+// A container with a user namespace of its own cannot end the tree for all. Who
+// can does not go unnoticed.
+func TestUnmountedByForce(t *testing.T) {
+	f, table := start(t, 1, nil)
+	path := f.Dir(table.Controller(0)) + "/status"
+	unmount := func(flags uintptr) string {
+		cmd := helper(t, "unmount "+path)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags | unix.CLONE_NEWNS}
+		if flags != 0 {
+			ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+			cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = ids, ids
+		}
+		out, _ := cmd.Output()
+		return string(out)
+	}
+	if out := unmount(unix.CLONE_NEWUSER); !strings.Contains(out, unix.EPERM.Error()) {
+		t.Errorf("unmount by force in a user namespace: %s", out)
+	}
+	read(t, path)
+	if out := unmount(0); out != "" {
+		t.Fatal(out)
+	}
+	<-f.Done()
+	_, err := os.ReadFile(path)
+	wantErrno(t, "read of a tree that ended", err, unix.ENOTCONN)
+}
+
 // A tree takes the place of that of a killed daemon, whose binds are dead.
 func TestPlaceOfADeadDaemon(t *testing.T) {
 	needFUSE(t)

@@ -41,6 +41,13 @@
 // most 128 of a controller, or a tenant could use up the daemon's descriptors.
 // Each request has a goroutine, so an attach that hangs holds up nobody else.
 //
+// # Who can end it
+//
+// There is one connection to the kernel for all controllers. Whoever has
+// CAP_SYS_ADMIN outside of all user namespaces, and so a privileged container
+// too, can unmount a file that is bound to him by force, which ends the
+// connection: [Tree.Done] tells.
+//
 // # What it is not
 //
 // It mounts nothing in containers, and decides on no rights but those of the

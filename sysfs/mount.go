@@ -120,8 +120,13 @@ func (f *Tree) NamelessDir(c *controller.Controller) string {
 // container.BindController.
 func (f *Tree) Server() int { return f.fd }
 
+// Done is closed when nothing is served any more: after Close, or when somebody
+// with CAP_SYS_ADMIN has unmounted by force what is mounted here or bound
+// elsewhere.
+func (f *Tree) Done() <-chan struct{} { return f.served }
+
 // Close ends all requests and the mount. What is bound elsewhere fails with
-// ENOTCONN from then on.
+// ENOTCONN from then on. It can be called again.
 func (f *Tree) Close() error {
 	f.cancel()
 	// Forced, it ends the connection, which binds would keep open.
@@ -130,7 +135,12 @@ func (f *Tree) Close() error {
 		<-f.served
 	}
 	f.tree.files.close()
-	return err
+	select {
+	case <-f.served: // whoever unmounted it
+		return nil
+	default:
+		return err
+	}
 }
 
 // prepare makes dir a place to mount on.
