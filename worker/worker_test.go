@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if worker.Called() {
 		os.Exit(worker.Main())
 	}
+	if os.Getenv(exporterEnv) != "" {
+		os.Exit(runExporter())
+	}
 	os.Exit(m.Run())
 }
 
