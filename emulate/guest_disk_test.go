@@ -45,8 +45,8 @@ func useDisk(t *testing.T, g *guestDevice) {
 	run(t, "mkfs.ext4", "-q", "-F", node)
 	dir := t.TempDir()
 	files := make(map[string][]byte)
-	for i := range 8 {
-		b := make([]byte, 512<<10+i*777)
+	for i := range 4 {
+		b := make([]byte, 256<<10+i*777)
 		rand.NewChaCha8([32]byte{byte(i)}).Read(b)
 		files[fmt.Sprintf("file%d", i)] = b
 	}
