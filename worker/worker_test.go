@@ -20,6 +20,7 @@ import (
 
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/emulate/emulatetest"
+	"github.com/usbns/usbns/internal/benchtable"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/worker"
@@ -29,10 +30,7 @@ func TestMain(m *testing.M) {
 	if worker.Called() {
 		os.Exit(worker.Main())
 	}
-	if os.Getenv(exporterEnv) != "" {
-		os.Exit(runExporter())
-	}
-	os.Exit(m.Run())
+	os.Exit(benchtable.Main(m, exporters))
 }
 
 const (
