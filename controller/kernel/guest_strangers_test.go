@@ -35,7 +35,7 @@ func TestGuestStrangers(t *testing.T) {
 		"silent":       func(peer net.Conn) { mute(peer, false) },
 		"only unlinks": func(peer net.Conn) { mute(peer, true) },
 		"silent once it is known": func(peer net.Conn) {
-			mimic(peer, newLoopback(t), func(c *usbip.CmdSubmit, _ *[]byte) bool {
+			mimic(peer, newDevice(t, "loopback"), func(c *usbip.CmdSubmit, _ *[]byte) bool {
 				return usb.ParseSetup(c.Setup).Request == usb.ReqGetDescriptor
 			})
 			mute(peer, true)

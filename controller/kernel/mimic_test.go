@@ -102,8 +102,6 @@ func mute(peer net.Conn, unlinks bool) {
 	}
 }
 
-func newLoopback(t testing.TB) usb.Device { return newDevice(t, "loopback") }
-
 func newDevice(t testing.TB, kind string) usb.Device {
 	t.Helper()
 	d, err := emulate.Open(kind, emulate.Options{})
