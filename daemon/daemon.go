@@ -120,15 +120,13 @@ type backend struct {
 	close   func() error
 }
 
-func openBackend(dir string) (*backend, error) { return openKernel(dir, kernel.Options{}) }
-
-// openKernel needs no kernel module before a device is attached.
-func openKernel(dir string, opts kernel.Options) (*backend, error) {
-	opts.Dir = filepath.Join(dir, "workers")
-	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+// openBackend needs no kernel module before a device is attached.
+func openBackend(dir string) (*backend, error) {
+	workers := filepath.Join(dir, "workers")
+	if err := os.MkdirAll(workers, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for workers: %w", err)
 	}
-	inKernel := kernel.New(opts)
+	inKernel := kernel.New(kernel.Options{Dir: workers})
 	return &backend{map[string]server.Driver{
 		"user":          {Driver: &controller.User{}},
 		"kernel":        {Driver: inKernel, Kernel: true},

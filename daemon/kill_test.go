@@ -20,29 +20,22 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/control"
-	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/benchtable"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/worker"
 )
 
 // daemonName as argv[0] makes a daemon of this program, with a run directory and
-// a vault for the devices of the driver kernel. Without a vault it is the kernel
-// that has them.
+// a vault for the devices of the driver kernel.
 const daemonName = "usbns-test-daemon"
 
 func TestMain(m *testing.M) {
-	switch {
-	case worker.Called():
-		os.Exit(worker.Main())
-	case os.Args[0] == daemonName:
+	if os.Args[0] == daemonName {
 		os.Exit(daemonMain(os.Args[1], os.Args[2]))
 	}
 	os.Exit(benchtable.Main(m, nil))
@@ -56,20 +49,12 @@ func daemonMain(dir, vault string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	open := openPatient
-	if vault != "" {
-		open = func(string) (*backend, error) { return openVault(vault), nil }
-	}
+	open := func(string) (*backend, error) { return openVault(vault), nil }
 	if err := run(ctx, dir, open, log, func() { fmt.Println("ready") }); err != nil {
 		log.Error("the daemon ends", "reason", err)
 		return 1
 	}
 	return 0
-}
-
-// openPatient gives an emulated machine the time it needs.
-func openPatient(dir string) (*backend, error) {
-	return openKernel(dir, kernel.Options{EnumerateTimeout: time.Minute, KernelTimeout: time.Minute})
 }
 
 // A process is a daemon in a process of its own.
