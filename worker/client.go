@@ -18,7 +18,7 @@ import (
 
 // answerTimeout is how long a worker may take for what it does alone. One that
 // takes longer is killed.
-const answerTimeout = 3 * time.Second
+const answerTimeout = 4 * time.Second
 
 // A Client is a daemon's connection to a worker. All methods are safe for
 // concurrent use.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -20,7 +21,7 @@ import (
 // Defaults of Options.
 const (
 	// DefaultEnumerateTimeout is for some dozens of round trips.
-	DefaultEnumerateTimeout = 3 * time.Second
+	DefaultEnumerateTimeout = 4 * time.Second
 	// DefaultKernelTimeout is for what the kernel's drivers ask of a device. A
 	// single request may take 5 s.
 	DefaultKernelTimeout = 15 * time.Second
@@ -55,7 +56,6 @@ type Driver struct {
 	mu     sync.Mutex
 	ports  *vhci.Driver // nil until it is needed
 	leased map[int]bool // by port
-	buses  map[int][2]vhci.RootHub
 }
 
 // New returns a driver that touches the kernel with the first attach or restore,
@@ -96,29 +96,35 @@ func (d *Driver) open() (*vhci.Driver, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	buses := make(map[int][2]vhci.RootHub)
+	// Once more with each lease, but from the start for whoever attaches by hand.
 	for k := range ports.Geometry().Controllers {
-		hubs, err := ports.RootHubs(k)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it could not start: the machine is out of buses
-		}
-		for _, hub := range hubs {
-			if err == nil {
-				err = hub.SetAuthorizedDefault(false)
-			}
-		}
-		if err != nil {
+		if _, err := unauthorized(ports, k); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			ports.Close()
 			return nil, err
 		}
-		buses[k] = hubs
 	}
 	if err := d.changed.start(); err != nil {
 		ports.Close()
 		return nil, err
 	}
-	d.ports, d.buses = ports, buses
+	d.ports = ports
 	return ports, nil
+}
+
+// unauthorized has devices that come to a controller wait for us, and returns its
+// root hubs. The error wraps fs.ErrNotExist for a controller that did not start,
+// since the machine is out of buses.
+func unauthorized(ports *vhci.Driver, controller int) ([2]vhci.RootHub, error) {
+	hubs, err := ports.RootHubs(controller)
+	if err != nil {
+		return hubs, err
+	}
+	for _, hub := range hubs {
+		if err := hub.SetAuthorizedDefault(false); err != nil {
+			return hubs, err
+		}
+	}
+	return hubs, nil
 }
 
 // A NoPortError says that no port of the kernel is left for a device. It
@@ -148,9 +154,6 @@ func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for k := range ports.Geometry().Controllers {
-		if _, started := d.buses[k]; !started {
-			continue
-		}
 		list, err := ports.Ports(k)
 		if err != nil {
 			return nil, err
@@ -159,7 +162,10 @@ func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
 			if !p.Free() || p.Hub != vhci.HubFor(s) || d.leased[p.Number] || skip[p.Number] {
 				continue
 			}
-			l := d.lease(p.Number)
+			l, err := d.lease(p.Number)
+			if err != nil {
+				return nil, err
+			}
 			if _, err := os.Lstat(l.path); err == nil {
 				continue // somebody else's device is on its way out
 			}
@@ -170,11 +176,16 @@ func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
 	return nil, &NoPortError{s}
 }
 
-// lease is called with mu held.
-func (d *Driver) lease(port int) *lease {
+// lease finds the place of a port. The numbers of buses change when a controller
+// starts anew. mu is held.
+func (d *Driver) lease(port int) (*lease, error) {
 	place, _ := d.ports.Geometry().Place(port)
-	hub := d.buses[place.Controller][place.Hub]
-	return &lease{d: d, port: port, path: hub.Path() + "/" + hub.BusID(place.Index)}
+	hubs, err := unauthorized(d.ports, place.Controller)
+	if err != nil {
+		return nil, err
+	}
+	hub := hubs[place.Hub]
+	return &lease{d: d, port: port, path: filepath.Join(hub.Path(), hub.BusID(place.Index))}, nil
 }
 
 // status reads the port.

@@ -40,8 +40,13 @@ func (d *Driver) find(id identity) (*vhci.Device, *lease, error) {
 		dev.Close()
 		return nil, nil, errors.New("it has been restored already")
 	}
+	l, err := d.lease(id.Port)
+	if err != nil {
+		dev.Close()
+		return nil, nil, err
+	}
 	d.leased[id.Port] = true
-	return dev, d.lease(id.Port), nil
+	return dev, l, nil
 }
 
 // Restore implements controller.Driver. A device is restored if its worker still
