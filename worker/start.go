@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -48,8 +49,14 @@ func start(ctx context.Context, path string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What this process has of whoever started it is not for a worker.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keep descriptors: %w", err)
+	}
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{Name}, Env: []string{}, Dir: "/",
+		Path: "/proc/self/exe", Args: []string{Name}, Dir: "/",
+		// The runtime would keep files of the cgroup open.
+		Env:        []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0"},
 		ExtraFiles: []*os.File{listenFD - 3: listener, daemonFD - 3: theirs},
 		// Not in a session that a terminal's hang-up or Ctrl-C reaches.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Cloneflags: namespaces()},

@@ -284,6 +284,11 @@ func TestSandbox(t *testing.T) {
 			}
 		}
 	}
+	for _, link := range readLinks(t, fmt.Sprintf("/proc/%d/fd", pid)) {
+		if link != "/dev/null" && !strings.HasPrefix(link, "socket:") && !strings.HasPrefix(link, "anon_inode:") {
+			t.Errorf("it has %s open", link)
+		}
+	}
 	if os.Geteuid() != 0 {
 		return
 	}
@@ -302,6 +307,21 @@ func TestSandbox(t *testing.T) {
 			t.Errorf("namespace %s is ours, %v", ns, err)
 		}
 	}
+}
+
+func readLinks(t *testing.T, dir string) (links []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		link, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // closed meanwhile
+		}
+		must(t, err)
+		links = append(links, link)
+	}
+	return links
 }
 
 // listener returns the process that listens on path.
