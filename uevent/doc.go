@@ -25,6 +25,6 @@
 // kernel, only if it asks for an acknowledgement; otherwise it is dropped without
 // a word. One with a SEQNUM is refused: the kernel adds its own. libudev does
 // not listen to the kernel where it thinks that udev runs, but to messages with a
-// header of its own, and to these only from root as it knows it: the user must
-// be given with the message.
+// header of its own. It takes either only from root as it knows it: the user must
+// be given with the message, also to the kernel, which tells it on.
 package uevent

@@ -3,7 +3,6 @@
 package uevent
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,22 +17,33 @@ import (
 // A Sender tells the listeners of a network namespace of events. It is safe for
 // concurrent use.
 type Sender struct {
+	creds []byte // a control message
+
 	mu     sync.Mutex
 	fd     int    // -1 once closed
 	seqnum uint64 // of the last event in the place of udev
 }
 
+// ErrHeard is the error of a NewSender for a namespace in which the kernel itself
+// tells its events.
+var ErrHeard = errors.New("the kernel tells its events in that network namespace")
+
 // NewSender returns a sender for a network namespace, an open /proc/PID/ns/net.
-// It needs CAP_SYS_ADMIN over it. Our own namespace is refused: the kernel
-// itself speaks there.
-func NewSender(netns *os.File) (*Sender, error) {
+// The user uid and the group gid, as we know them, must be root for the
+// listeners, or they ignore what they hear. It needs CAP_SYS_ADMIN over the
+// namespace. The error is ErrHeard if our own user namespace owns it.
+func NewSender(netns *os.File, uid, gid uint32) (*Sender, error) {
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("send events: %w", err)
 	}
 	defer own.Close()
-	if same, err := sameFile(own, netns); err != nil || same {
-		return nil, cmp.Or(err, errors.New("send events: the network namespace is our own, where the kernel tells them"))
+	heard, err := isOurs(netns)
+	if err != nil {
+		return nil, fmt.Errorf("send events: who owns the network namespace: %w", err)
+	}
+	if heard {
+		return nil, ErrHeard
 	}
 	fd, err := socketIn(netns, own)
 	if err != nil {
@@ -43,15 +53,25 @@ func NewSender(netns *os.File) (*Sender, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("send events: %w", err)
 	}
-	return &Sender{fd: fd}, nil
+	return &Sender{
+		creds: unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uid, Gid: gid}),
+		fd:    fd,
+	}, nil
 }
 
-func sameFile(a, b *os.File) (bool, error) {
-	x, err := a.Stat()
+// isOurs tells whether our user namespace owns another namespace.
+func isOurs(namespace *os.File) (bool, error) {
+	fd, err := unix.IoctlRetInt(int(namespace.Fd()), unix.NS_GET_USERNS)
 	if err != nil {
 		return false, err
 	}
-	y, err := b.Stat()
+	owner := os.NewFile(uintptr(fd), "user namespace")
+	defer owner.Close()
+	x, err := owner.Stat()
+	if err != nil {
+		return false, err
+	}
+	y, err := os.Stat("/proc/self/ns/user")
 	return err == nil && os.SameFile(x, y), err
 }
 
@@ -91,7 +111,7 @@ func (s *Sender) Kernel(e Event) error {
 	binary.NativeEndian.PutUint32(message, uint32(len(message)))
 	binary.NativeEndian.PutUint16(message[4:], unix.NLMSG_MIN_TYPE)
 	binary.NativeEndian.PutUint16(message[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
-	if err := unix.Sendto(s.fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendmsg(s.fd, message, s.creds, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}, 0); err != nil {
 		return fmt.Errorf("send an event to the kernel: %w", err)
 	}
 	return s.acknowledged()
@@ -113,9 +133,9 @@ func (s *Sender) acknowledged() error {
 	return nil
 }
 
-// Udev tells e as udev does that has dealt with it. The user uid, as we know him,
-// must be root for the listeners. That nobody listens is no error.
-func (s *Sender) Udev(e Event, uid, gid uint32) error {
+// Udev tells e as udev does that has dealt with it. That nobody listens is no
+// error.
+func (s *Sender) Udev(e Event) error {
 	if err := e.check(); err != nil {
 		return err
 	}
@@ -124,9 +144,8 @@ func (s *Sender) Udev(e Event, uid, gid uint32) error {
 	if s.fd < 0 {
 		return os.ErrClosed
 	}
-	credentials := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uid, Gid: gid})
 	s.seqnum++
-	err := unix.Sendmsg(s.fd, appendUdev(nil, e, s.seqnum), credentials, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groupUdev}, 0)
+	err := unix.Sendmsg(s.fd, appendUdev(nil, e, s.seqnum), s.creds, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groupUdev}, 0)
 	if err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("send an event in the place of udev: %w", err)
 	}
