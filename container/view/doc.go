@@ -1,0 +1,47 @@
+// Package view is what a container sees of USB: its own devices in /sys and in
+// /dev, and nothing that tells of others.
+//
+// [Cover] hides everything from a container before its first program runs, and a
+// [View] then shows the devices that it has, as they come and go.
+//
+// # What is covered
+//
+// A list of what leaks would never be complete, so it is the other way round:
+// empty file systems of type tmpfs lie over bus, class, block, dev, devices and
+// module of the container's /sys, and only what is known to tell nothing is put
+// back: the processors, the network devices of its own namespace, and vhci_hcd.0,
+// which the stock tools look for, without its root hubs and with files that
+// cannot be used. The files of a controller go over these: see
+// container.BindController. Whatever the kernel adds to /sys later is covered as
+// well. In /proc some directories and files are covered by empty ones.
+//
+// A device of the container's own is its real directory, bound where it is in the
+// kernel's tree, so that libudev, which asks that a device be on a sysfs, takes
+// it. The links to it in bus, class, block and dev are ours. Its root hub is no
+// device of the container's: there is a plain directory with a copy of what lsusb
+// prints of it.
+//
+// # Nodes
+//
+// The nodes of a device have the names that the kernel gives them, and one more
+// that stays the same when the device comes again: usbns/PORT/, and then the
+// interface and the kind of node, as in usbns/0/1.0-hidraw. The container's guard
+// allows a number before there is a node of it.
+//
+// # Whom it trusts
+//
+// What is mounted in a container can be changed by whoever is root in the user
+// namespace that owns its mounts. So Cover must come before that namespace is
+// entered: what was mounted then is locked. What a View mounts later may be
+// unmounted by such a container, and then what is covered lies open: nothing.
+// Names in the container are looked up beneath directories that were opened once
+// and were found to be ours, by a thread that has gone into the container's mount
+// namespace.
+//
+// # Dead ends
+//
+// A tmpfs in the place of a device is no device to libudev. A device's directory
+// that is bound once is stale when the device comes again: it is bound anew. A
+// mount cannot be cloned from one that is mounted nowhere before Linux 6.15, so
+// what is put back is cloned before it is covered.
+package view

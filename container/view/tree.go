@@ -1,0 +1,269 @@
+//go:build linux
+
+package view
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/container/guard"
+)
+
+// What lsusb -t prints of a root hub and its interface.
+var (
+	hubFiles = []string{
+		"bConfigurationValue", "bDeviceClass", "bDeviceProtocol", "bDeviceSubClass", "bMaxPacketSize0", "bMaxPower",
+		"bNumConfigurations", "bNumInterfaces", "bcdDevice", "bmAttributes", "busnum", "devnum", "devpath",
+		"idProduct", "idVendor", "manufacturer", "maxchild", "product", "rx_lanes", "speed", "tx_lanes", "version",
+	}
+	hubInterfaceFiles = []string{
+		"bAlternateSetting", "bInterfaceClass", "bInterfaceNumber", "bInterfaceProtocol", "bInterfaceSubClass", "bNumEndpoints",
+	}
+)
+
+// showHub copies the root hub that a device is on.
+func (v *View) showHub(dir string) error {
+	hub := path.Dir(dir)
+	name := path.Base(hub)
+	number, ok := strings.CutPrefix(name, "usb")
+	if !ok {
+		return fmt.Errorf("it is on %s, which is no root hub", name)
+	}
+	inside := path.Join(hub, number+"-0:1.0")
+	if err := v.sys.MkdirAll(inside, 0o755); err != nil {
+		return err
+	}
+	for at, files := range map[string][]string{hub: hubFiles, inside: hubInterfaceFiles} {
+		for _, f := range files {
+			text, err := os.ReadFile(filepath.Join("/sys", at, f))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := v.sys.WriteFile(path.Join(at, f), text, 0o444); err != nil {
+				return err
+			}
+		}
+		if err := v.link(path.Join("bus/usb/devices", path.Base(at)), at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hideHub removes what showHub made, if no other device is on the hub.
+func (v *View) hideHub(dir string) error {
+	hub := path.Dir(dir)
+	for _, d := range v.devices {
+		if path.Dir(d.dir) == hub {
+			return nil
+		}
+	}
+	entries, err := readDir(v.sys, hub)
+	if err != nil {
+		return err
+	}
+	name := path.Base(hub)
+	errs := []error{
+		removeIfThere(v.sys, path.Join("bus/usb/devices", name)),
+		removeIfThere(v.sys, path.Join("bus/usb/devices", strings.TrimPrefix(name, "usb")+"-0:1.0")),
+	}
+	for _, e := range entries {
+		errs = append(errs, v.sys.RemoveAll(path.Join(hub, e)))
+	}
+	if !strings.HasPrefix("sys/"+hub, hostController+"/") {
+		// The stock tools count these directories. Another hub may be in it.
+		_ = v.sys.Remove(hub)
+		_ = v.sys.Remove(path.Dir(hub))
+	}
+	return errors.Join(errs...)
+}
+
+// readDir returns nothing of a directory that is not there.
+func readDir(root *os.Root, name string) ([]string, error) {
+	f, err := root.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+// bind shows a device's directory, to be read only.
+func (v *View) bind(dir string) error {
+	if err := v.sys.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	mount := -1
+	defer func() {
+		if mount >= 0 {
+			unix.Close(mount)
+		}
+	}()
+	return within(v.namespace,
+		func() (err error) {
+			mount, err = clone(unix.AT_FDCWD, filepath.Join("/sys", dir))
+			return err
+		},
+		func() error {
+			return withDir(v.cfg.Root, func(root int) error { return mountOn(mount, root, path.Join("sys", dir)) })
+		})
+}
+
+// unbind is the reverse of showHub and bind.
+func (v *View) unbind(dir string) error {
+	err := within(v.namespace, nil, func() error {
+		return withDir(v.cfg.Root, func(root int) error { return unmount(root, path.Join("sys", dir)) })
+	})
+	return errors.Join(err, removeIfThere(v.sys, dir), v.hideHub(dir))
+}
+
+// link makes a link at a name below the container's /sys to another.
+func (v *View) link(at, target string) error {
+	if err := v.sys.MkdirAll(path.Dir(at), 0o755); err != nil {
+		return err
+	}
+	if err := removeIfThere(v.sys, at); err != nil {
+		return err
+	}
+	return v.sys.Symlink(strings.Repeat("../", strings.Count(at, "/"))+target, at)
+}
+
+// devLink makes a link at a name below the container's /dev to a node.
+func (v *View) devLink(at, node string) error {
+	if err := v.dev.MkdirAll(path.Dir(at), 0o755); err != nil {
+		return err
+	}
+	if err := removeIfThere(v.dev, at); err != nil {
+		return err
+	}
+	return v.dev.Symlink(strings.Repeat("../", strings.Count(at, "/"))+node, at)
+}
+
+// freeName returns name, or name-2 and so on if others of the device have it.
+func (v *View) freeName(d *device, name string) string {
+	taken := make(map[string]bool)
+	for _, s := range d.parts {
+		taken[s.stable] = true
+	}
+	free := name
+	for n := 2; taken[free]; n++ {
+		free = fmt.Sprintf("%s-%d", name, n)
+	}
+	return free
+}
+
+// mknod makes a node below the container's /dev.
+func (v *View) mknod(name string, d guard.Device) error {
+	if err := v.dev.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := removeIfThere(v.dev, name); err != nil {
+		return err
+	}
+	parent, err := v.dev.OpenFile(path.Dir(name), unix.O_DIRECTORY|os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	kind := uint32(unix.S_IFCHR)
+	if d.Block {
+		kind = unix.S_IFBLK
+	}
+	return onThread(func() error {
+		unix.Umask(0) // of the thread alone, so that no chmod can hit another file
+		at, base := int(parent.Fd()), path.Base(name)
+		if err := unix.Mknodat(at, base, kind|0o660, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+			return &os.PathError{Op: "mknod", Path: name, Err: err}
+		}
+		if err := unix.Fchownat(at, base, int(v.cfg.UID), int(v.cfg.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "chown", Path: name, Err: err}
+		}
+		return nil
+	})
+}
+
+// clear removes what an earlier process showed.
+func (v *View) clear() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	errs := []error{v.clearNodes(), v.clearLinks()}
+	controllers, err := readDir(v.sys, "devices/platform")
+	errs = append(errs, err)
+	for _, c := range controllers {
+		hubs, err := readDir(v.sys, path.Join("devices/platform", c))
+		errs = append(errs, err)
+		for _, hub := range hubs {
+			number, ok := strings.CutPrefix(hub, "usb")
+			if !ok || number == "ip_debug" {
+				continue
+			}
+			at := path.Join("devices/platform", c, hub)
+			names, err := readDir(v.sys, at)
+			errs = append(errs, err)
+			for _, name := range names {
+				if strings.HasPrefix(name, number+"-") && name != number+"-0:1.0" {
+					errs = append(errs, v.unbind(path.Join(at, name)))
+				}
+			}
+			errs = append(errs, v.hideHub(path.Join(at, "x")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// clearNodes removes the nodes, which the stable names lead to.
+func (v *View) clearNodes() error {
+	ports, err := readDir(v.dev, "usbns")
+	if err != nil {
+		return err
+	}
+	for _, port := range ports {
+		names, err := readDir(v.dev, path.Join("usbns", port))
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			target, err := v.dev.Readlink(path.Join("usbns", port, name))
+			if err == nil {
+				err = removeIfThere(v.dev, path.Join("usbns", port, target))
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return v.dev.RemoveAll("usbns")
+}
+
+// clearLinks removes all links to devices but those that Cover made.
+func (v *View) clearLinks() error {
+	for _, dir := range []string{"bus", "class", "dev", "block"} {
+		names, err := readDir(v.sys, dir)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			at := path.Join(dir, name)
+			if at == "bus/platform" || at == "class/net" {
+				continue
+			}
+			if err := v.sys.RemoveAll(at); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
