@@ -70,6 +70,18 @@ func (c *Client) Delete(ctx context.Context, ref string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/controllers/"+url.PathEscape(ref), nil, nil)
 }
 
+// Enter gives a controller to a container, which is covered and none of whose
+// programs runs yet. When it returns the container has the controller's files.
+func (c *Client) Enter(ctx context.Context, ref string, in Container) error {
+	return c.call(ctx, http.MethodPut, "/v1/controllers/"+url.PathEscape(ref)+"/container", in, nil)
+}
+
+// Leave takes a controller back from a container that has ended, and detaches
+// what is attached.
+func (c *Client) Leave(ctx context.Context, ref string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/controllers/"+url.PathEscape(ref)+"/container", nil, nil)
+}
+
 // Ports returns the ports of a controller in the order of their numbers.
 func (c *Client) Ports(ctx context.Context, ref string) (ports []Port, err error) {
 	err = c.call(ctx, http.MethodGet, "/v1/controllers/"+url.PathEscape(ref)+"/ports", nil, &ports)

@@ -50,6 +50,19 @@ type Controller struct {
 	Policy policy.Policy `json:"policy"`
 }
 
+// A Container says whose a controller is.
+type Container struct {
+	// PID is a process of the container, in its cgroup and network namespace, and
+	// in the mount namespace to show devices in: see package view.
+	PID int `json:"pid"`
+	// Root is the container's root in that namespace, "/" in the end.
+	Root string `json:"root"`
+	// RootUID is who is root in the container.
+	RootUID uint32 `json:"root_uid,omitempty"`
+	// Temporary deletes the controller when the container ends.
+	Temporary bool `json:"temporary,omitempty"`
+}
+
 // A Port is a port of a controller and what is attached to it.
 type Port struct {
 	Number       int    `json:"port"`

@@ -6,6 +6,8 @@
 //	POST   /v1/controllers                     Create -> []Controller
 //	GET    /v1/controllers/{ref}               Controller
 //	DELETE /v1/controllers/{ref}
+//	PUT    /v1/controllers/{ref}/container     Container
+//	DELETE /v1/controllers/{ref}/container
 //	GET    /v1/controllers/{ref}/ports         []Port
 //	DELETE /v1/controllers/{ref}/ports/{port}
 //	POST   /v1/controllers/{ref}/ports/{port}/transfer  Transfer -> Transferred

@@ -166,6 +166,11 @@ func (c *Controller) prepare(s *slot, p Plug) Plug {
 				return fmt.Errorf("device %w: %w", errSave, err)
 			}
 		}
+		if c.table.Ready != nil {
+			if err := c.table.Ready(c, s.port.Number, a); err != nil {
+				return err
+			}
+		}
 		if ready == nil {
 			return nil
 		}

@@ -51,6 +51,12 @@ type Table struct {
 	Save   func(*Controller) error
 	Forget func(index int)
 
+	// Ready, if not nil, is called when a device works and before it shows on
+	// its port, a restored one too. Its error refuses the device. What it sets
+	// up ends with the Attachment's Done. It must be set before the first
+	// attach.
+	Ready func(c *Controller, port int, a Attachment) error
+
 	mu     sync.RWMutex
 	list   []*Controller // by index, nil where there is none
 	byName map[string]*Controller

@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/container"
+	"github.com/usbns/usbns/container/view"
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
@@ -87,30 +88,49 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
 	s.Table = newTable(disk, log)
 	defer s.Table.Close()
-	if err := restore(ctx, s, disk, log); err != nil {
+	boxes, closeFiles := openContainers(ctx, dir, s.Table, disk.save, log)
+	defer closeFiles()
+	if boxes != nil {
+		s.Containers, disk.container, s.Table.Ready = boxes, boxes.record, boxes.ready
+	}
+	if err := restore(ctx, s, disk, boxes, log); err != nil {
 		return err
 	}
 	if err := b.sweep(ctx); err != nil {
 		log.Warn("devices of an earlier daemon may be left in the kernel", "reason", err)
 	}
-	files, err := sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: s.Table, Identify: identify, Log: log})
-	if err != nil {
-		log.Warn("no control files, which need root and /dev/fuse", "reason", err)
-	} else {
-		go func() {
-			<-files.Done()
-			if ctx.Err() == nil {
-				log.Error("the control files were unmounted by force: restart the daemon")
-			}
-		}()
-		defer func() {
-			if err := files.Close(); err != nil {
-				log.Warn("control files are left mounted", "reason", err)
-			}
-		}()
-	}
 	ready()
 	return serve(ctx, s, api, attach)
+}
+
+// openContainers serves the control files, and returns nil where it cannot.
+func openContainers(ctx context.Context, dir string, table *controller.Table, save func(*controller.Controller) error, log *slog.Logger) (*containers, func()) {
+	keeper, err := view.NewKeeper(log)
+	if err != nil {
+		log.Warn("no containers", "reason", err)
+		return nil, func() {}
+	}
+	k := &containers{keeper: keeper, table: table, save: save, log: log, members: make(map[*controller.Controller]*member)}
+	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: table, Identify: identify, Allowed: k.allowed, Log: log})
+	if err != nil {
+		log.Warn("no control files and no containers, which need root and /dev/fuse", "reason", err)
+		_ = keeper.Close()
+		return nil, func() {}
+	}
+	go func() {
+		<-k.files.Done()
+		if ctx.Err() == nil {
+			log.Error("the control files were unmounted by force: restart the daemon")
+		}
+	}()
+	return k, func() {
+		if err := k.close(); err != nil {
+			log.Warn("containers are not let go of", "reason", err)
+		}
+		if err := k.files.Close(); err != nil {
+			log.Warn("control files are left mounted", "reason", err)
+		}
+	}
 }
 
 // A backend is what can stand behind controllers.
@@ -148,7 +168,7 @@ func newTable(disk *state, log *slog.Logger) *controller.Table {
 
 // restore makes the controllers of an earlier daemon again, and finds their
 // devices, of all at the same time.
-func restore(ctx context.Context, s *server.Server, disk *state, log *slog.Logger) error {
+func restore(ctx context.Context, s *server.Server, disk *state, boxes *containers, log *slog.Logger) error {
 	list, err := disk.load()
 	if err != nil {
 		return err
@@ -172,6 +192,9 @@ func restore(ctx context.Context, s *server.Server, disk *state, log *slog.Logge
 	var searches sync.WaitGroup
 	defer searches.Wait()
 	for i, one := range list {
+		if one.Container != nil && (boxes == nil || !boxes.restore(made[i], *one.Container)) {
+			continue
+		}
 		if len(one.Ports) == 0 {
 			continue
 		}

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/policy"
 )
@@ -24,6 +25,8 @@ import (
 type state struct {
 	dir    string
 	driver func(controller.Driver) string // its name
+	// container returns nil for a controller that no container has.
+	container func(*controller.Controller) *control.Container
 }
 
 const (
@@ -42,6 +45,8 @@ type saved struct {
 	GID      uint32                 `json:"gid"`
 	Policy   policy.Policy          `json:"policy"`
 	Ports    []controller.SavedPort `json:"ports,omitempty"`
+
+	Container *control.Container `json:"container,omitempty"`
 }
 
 func (s *state) path(index int) string {
@@ -52,8 +57,13 @@ func (s *state) path(index int) string {
 // what it says is lost with the machine's power anyway.
 func (s *state) save(c *controller.Controller) error {
 	cfg := c.Config()
+	var in *control.Container
+	if s.container != nil {
+		in = s.container(c)
+	}
 	b, err := json.Marshal(saved{
-		Version: stateVersion, Index: c.Index(), Name: cfg.Name, Driver: s.driver(cfg.Driver),
+		Container: in,
+		Version:   stateVersion, Index: c.Index(), Name: cfg.Name, Driver: s.driver(cfg.Driver),
 		HubPorts: cfg.HubPorts, UID: cfg.UID, GID: cfg.GID, Policy: cfg.Policy, Ports: c.Saved(),
 	})
 	if err != nil {

@@ -69,7 +69,7 @@ func begin(t *testing.T, dir string, k *keeper) (*server.Server, error) {
 	}
 	disk := &state{dir: dir, driver: s.DriverName}
 	s.Table = newTable(disk, log)
-	return s, restore(t.Context(), s, disk, log)
+	return s, restore(t.Context(), s, disk, nil, log)
 }
 
 func TestStateOutlivesTheDaemon(t *testing.T) {

@@ -20,23 +20,23 @@ import (
 )
 
 // Main is the first process of a box, and what else runs there before the
-// command does. It never returns.
-func Main() {
+// command does. It returns the exit status.
+func Main() int {
 	runtime.LockOSThread()
-	var err error
+	status, err := 0, error(nil)
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "network":
 		err = ownNetwork()
 	case len(os.Args) > 2 && os.Args[1] == "exec":
 		err = become(os.Args[2:])
 	default:
-		err = first()
+		status, err = first()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "usbns: error:", err)
-		os.Exit(126)
+		return 126
 	}
-	os.Exit(0)
+	return status
 }
 
 // ownNetwork sets lo up and keeps the namespace until its pipe is closed.
@@ -68,47 +68,48 @@ func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
 	return nil
 }
 
-// first is the box's process 1.
-func first() error {
+// first is the box's process 1. What it says in the place of the expected is why
+// it ends.
+func first() (status int, err error) {
 	in, out := os.NewFile(3, "orders"), os.NewFile(4, "answers")
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(4)
+	say := func(text string) { fmt.Fprintln(out, strings.ReplaceAll(text, "\n", "; ")) }
 	// Who may look into this process sees what is not for the box.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return err
+		return 0, err
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	lines := bufio.NewReader(in)
 	text, err := lines.ReadBytes('\n')
 	if err != nil {
-		return nil // who started it is gone
+		return 0, nil // who started it is gone
 	}
 	var o order
 	if err := json.Unmarshal(text, &o); err != nil {
-		return err
+		return 0, err
 	}
 	if err := furnish(o); err != nil {
-		fmt.Fprintln(out, strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(1)
+		say(err.Error())
+		return 126, nil
 	}
-	fmt.Fprintln(out, "covered")
+	say("covered")
 	if line, err := lines.ReadString('\n'); err != nil || line != "run\n" {
-		return nil
+		return 0, nil
 	}
 	cmd, err := startCommand(o)
 	if err != nil {
-		fmt.Fprintln(out, strings.ReplaceAll(err.Error(), "\n", "; "))
-		os.Exit(127)
+		say(err.Error())
+		return 127, nil
 	}
-	fmt.Fprintln(out, "runs")
+	say("runs")
 	go func() {
 		_, _ = io.Copy(io.Discard, in)
 		os.Exit(1) // who started it is gone, and the kernel ends the rest
 	}()
 	go forward(signals, cmd.Process.Pid)
-	os.Exit(reap(cmd.Process.Pid))
-	return nil
+	return reap(cmd.Process.Pid), nil
 }
 
 // forward passes signals on. What comes from the terminal has reached the command

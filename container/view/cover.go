@@ -27,15 +27,22 @@ var (
 		"proc/scsi": true, "proc/asound": true, "proc/partitions": true, "proc/diskstats": true, "proc/modules": true,
 		"sys/devices/virtual/net": true, "sys/class/net": true,
 	}
-	putBack = []string{"sys/devices/system", "sys/devices/virtual/net", "sys/class/net", hostController}
+	putBack = []string{"sys/devices/system", "sys/devices/virtual/net", "sys/class/net", platform}
 )
 
-// hostController is where the stock tools look for a controller.
-const hostController = "sys/devices/platform/vhci_hcd.0"
+// hostController is where the stock tools look for a controller. They want its
+// parent to be on a sysfs as well.
+const (
+	platform       = "sys/devices/platform"
+	hostController = platform + "/vhci_hcd.0"
+)
 
-// noFile is an empty file that nobody may open, below sys/module until that is
-// covered again.
-const noFile = "none"
+// An empty file that nobody may open, and an empty directory, below sys/module
+// until that is covered again.
+const (
+	noFile = "file"
+	noDir  = "dir"
+)
 
 // Cover hides all USB devices in a mount namespace, as in /proc/PID/ns/mnt, nil
 // for that of this process. Its root is or will be the directory root, with /sys
@@ -86,6 +93,9 @@ func cover(root int) error {
 			return err
 		}
 	}
+	if err := c.coverPlatform(); err != nil {
+		return err
+	}
 	if err := c.coverController(); err != nil {
 		return err
 	}
@@ -127,9 +137,6 @@ func (c *coverer) cloneAll() error {
 		if errors.Is(err, fs.ErrNotExist) && optional[name] {
 			continue
 		}
-		if errors.Is(err, fs.ErrNotExist) && name == hostController {
-			err = fmt.Errorf("%w (load vhci-hcd)", err)
-		}
 		if err != nil {
 			return err
 		}
@@ -150,8 +157,10 @@ func (c *coverer) coverDir(name string) error {
 	return nil
 }
 
-func (c *coverer) coverFile(name string) error {
-	mount, err := clone(c.root, "sys/module/"+noFile)
+func (c *coverer) coverFile(name string) error { return c.coverWith(noFile, name) }
+
+func (c *coverer) coverWith(nothing, name string) error {
+	mount, err := clone(c.root, "sys/module/"+nothing)
 	if err != nil {
 		return err
 	}
@@ -180,7 +189,9 @@ func (c *coverer) makePlaces() error {
 	if err != nil {
 		return err
 	}
-	return c.in("sys/module", func(dir int) error { return unix.Mknodat(dir, noFile, unix.S_IFREG, 0) })
+	return c.in("sys/module", func(dir int) error {
+		return errors.Join(unix.Mknodat(dir, noFile, unix.S_IFREG, 0), unix.Mkdirat(dir, noDir, 0o755))
+	})
 }
 
 // mkdirs makes directories beneath one that is covered.
@@ -209,19 +220,40 @@ func (c *coverer) in(name string, f func(dir int) error) error {
 	return nil
 }
 
-// coverController covers the kernel's control files and root hubs.
-func (c *coverer) coverController() error {
-	fd, err := unix.Openat(c.root, hostController, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: hostController, Err: err}
-	}
-	dir := os.NewFile(uintptr(fd), hostController)
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+// coverPlatform covers all devices of the bus platform but vhci_hcd.0. Devices of
+// a View can be on the other controllers.
+func (c *coverer) coverPlatform() error {
+	entries, err := c.list(platform)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
+	for _, e := range entries {
+		at := path.Join(platform, e.Name())
+		switch {
+		case !e.IsDir(), at == hostController, e.Name() == "power":
+		case strings.HasPrefix(e.Name(), "vhci_hcd."):
+			err = c.coverDir(at)
+		default:
+			err = c.coverWith(noDir, at)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// coverController covers the kernel's control files and root hubs.
+func (c *coverer) coverController() error {
+	entries, err := c.list(hostController)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w (load vhci-hcd)", err)
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Name()
 		at := path.Join(hostController, name)
 		switch {
 		case name == "attach", name == "detach", name == "nports", name == "usbip_debug",
@@ -235,4 +267,14 @@ func (c *coverer) coverController() error {
 		}
 	}
 	return nil
+}
+
+func (c *coverer) list(name string) ([]fs.DirEntry, error) {
+	fd, err := unix.Openat(c.root, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	return dir.ReadDir(-1)
 }

@@ -9,9 +9,10 @@
 // A list of what leaks would never be complete, so it is the other way round:
 // empty file systems of type tmpfs lie over bus, class, block, dev, devices and
 // module of the container's /sys, and only what is known to tell nothing is put
-// back: the processors, the network devices of its own namespace, and vhci_hcd.0,
-// which the stock tools look for, without its root hubs and with files that
-// cannot be used. The files of a controller go over these: see
+// back: the processors, the network devices of its own namespace, and the bus
+// platform with vhci_hcd.0, which the stock tools look for, without its root hubs
+// and with files that cannot be used; other devices of that bus are covered, those
+// that come to it later are not. The files of a controller go over these: see
 // container.BindController. Whatever the kernel adds to /sys later is covered as
 // well. In /proc some directories and files are covered by empty ones.
 //

@@ -28,7 +28,7 @@ const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == box.InitName {
-		box.Main()
+		os.Exit(box.Main())
 	}
 	os.Exit(m.Run())
 }
@@ -234,8 +234,10 @@ func TestGuestViews(t *testing.T) {
 			}
 			boxes[0].want("D=$(mktemp -d); mkfifo $D/monitor; udevadm monitor --kernel --subsystem-match=usb/usb_device >$D/monitor & "+
 				"exec 5<$D/monitor; head -n3 <&5 >/dev/null", "")
+			var remove [2]func() error
 			for i, v := range views {
-				if err := v.Add(0, dirs[i]); err != nil {
+				var err error
+				if remove[i], err = v.Add(0, dirs[i]); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -243,7 +245,7 @@ func TestGuestViews(t *testing.T) {
 			seesOwn(boxes[1], serialUSB, "serial-of-scanner", dirs[0])
 			cannotUncover(boxes[0])
 			cannotMakeNodes(boxes[0], userNS)
-			comesAndGoes(t, boxes[0], views[0], dirs[0])
+			comesAndGoes(t, boxes[0], views[0], dirs[0], remove[0])
 		})
 	}
 }
@@ -303,16 +305,17 @@ func cannotMakeNodes(s *shell, userNS bool) {
 }
 
 // comesAndGoes takes the device away, and gives it again.
-func comesAndGoes(t *testing.T, s *shell, v *view.View, dir string) {
+func comesAndGoes(t *testing.T, s *shell, v *view.View, dir string, remove func() error) {
 	t.Helper()
 	s.want("read -r line <&5; echo ${line#* }", "add "+strings.TrimPrefix(dir, "/sys")+" (usb)\n")
 	s.waitFor("head -c0 /dev/input/event*")
 	for range 2 {
-		if err := v.Remove(0); err != nil {
+		if err := remove(); err != nil {
 			t.Fatal(err)
 		}
 		s.want("lsusb; lsusb -t; ls /dev/usbns/0 /dev/bus/usb/* /dev/input /sys/bus/usb/devices | grep -v :", "\n\n\n")
-		if err := v.Add(0, dir); err != nil {
+		var err error
+		if remove, err = v.Add(0, dir); err != nil {
 			t.Fatal(err)
 		}
 		if got := s.run("lsusb"); !strings.Contains(got, scannerUSB) {
@@ -324,7 +327,7 @@ func comesAndGoes(t *testing.T, s *shell, v *view.View, dir string) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s.waitFor("! ls /dev/input/* /dev/bus/usb/*/*")
-	if err := v.Remove(0); err != nil {
+	if err := remove(); err != nil {
 		t.Fatal(err)
 	}
 }

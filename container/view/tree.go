@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -81,9 +82,7 @@ func (v *View) hideHub(dir string) error {
 		errs = append(errs, v.sys.RemoveAll(path.Join(hub, e)))
 	}
 	if !strings.HasPrefix("sys/"+hub, hostController+"/") {
-		// The stock tools count these directories. Another hub may be in it.
-		_ = v.sys.Remove(hub)
-		_ = v.sys.Remove(path.Dir(hub))
+		errs = append(errs, removeIfThere(v.sys, hub))
 	}
 	return errors.Join(errs...)
 }
@@ -203,11 +202,14 @@ func (v *View) clear() error {
 	controllers, err := readDir(v.sys, "devices/platform")
 	errs = append(errs, err)
 	for _, c := range controllers {
+		if !strings.HasPrefix(c, "vhci_hcd.") {
+			continue
+		}
 		hubs, err := readDir(v.sys, path.Join("devices/platform", c))
 		errs = append(errs, err)
 		for _, hub := range hubs {
 			number, ok := strings.CutPrefix(hub, "usb")
-			if !ok || number == "ip_debug" {
+			if _, err := strconv.Atoi(number); !ok || err != nil {
 				continue
 			}
 			at := path.Join("devices/platform", c, hub)

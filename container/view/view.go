@@ -176,19 +176,21 @@ func (v *View) Close() error {
 }
 
 // Add shows the device whose directory is dir, below /sys, on a port. What of it
-// comes later is shown by Sync. If anything fails none of it is shown.
-func (v *View) Add(port int, dir string) error {
+// comes later is shown by Sync. If anything fails none of it is shown. It returns
+// what takes the device away again, and nothing that has come to the port since.
+func (v *View) Add(port int, dir string) (remove func() error, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.devices == nil {
-		return os.ErrClosed
+		return nil, os.ErrClosed
 	}
-	if v.devices[port] != nil {
-		v.remove(port)
+	if err := v.remove(port); err != nil {
+		return nil, err
 	}
 	dir = strings.TrimPrefix(strings.TrimPrefix(filepath.Clean(dir), "/sys"), "/")
-	v.devices[port] = &device{dir: dir, parts: make(map[string]*shown)}
-	err := v.guard.Check()
+	d := &device{dir: dir, parts: make(map[string]*shown)}
+	v.devices[port] = d
+	err = v.guard.Check()
 	if err == nil {
 		err = v.showHub(dir)
 	}
@@ -199,16 +201,16 @@ func (v *View) Add(port int, dir string) error {
 		err = v.sync(port)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("show device %s to its container: %w", path.Base(dir), err), v.remove(port))
+		return nil, errors.Join(fmt.Errorf("show device %s to its container: %w", path.Base(dir), err), v.remove(port))
 	}
-	return nil
-}
-
-// Remove takes away what is on a port.
-func (v *View) Remove(port int) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.remove(port)
+	return func() error {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.devices[port] != d {
+			return nil
+		}
+		return v.remove(port)
+	}, nil
 }
 
 func (v *View) remove(port int) error {

@@ -24,6 +24,14 @@ type Server struct {
 	// Host tells whether keyboards can be let into the kernel.
 	Host policy.Host
 	Log  *slog.Logger
+	// Containers are those that controllers are given to, nil where none can be.
+	Containers Containers
+}
+
+// Containers are told which container a controller is for.
+type Containers interface {
+	Enter(*controller.Controller, control.Container) error
+	Leave(*controller.Controller) error
 }
 
 // A Driver can stand behind controllers.
@@ -41,6 +49,8 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/controllers", answer(s.create))
 	mux.HandleFunc("GET /v1/controllers/{ref}", answer(s.get))
 	mux.HandleFunc("DELETE /v1/controllers/{ref}", answer(s.delete))
+	mux.HandleFunc("PUT /v1/controllers/{ref}/container", answer(s.enter))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}/container", answer(s.leave))
 	mux.HandleFunc("GET /v1/controllers/{ref}/ports", answer(s.ports))
 	mux.HandleFunc("DELETE /v1/controllers/{ref}/ports/{port}", answer(s.detach))
 	mux.HandleFunc("POST /v1/controllers/{ref}/ports/{port}/transfer", atOnce(maxTransfers, answer(s.transfer)))

@@ -1,0 +1,204 @@
+//go:build guest
+
+//vmexec:modules usbhid hid-generic evdev cdc-acm
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/runtimestest"
+)
+
+const runPatience = 60 * time.Second
+
+// startDaemonProcess runs a daemon that can be killed.
+func startDaemonProcess(t *testing.T, dir string) (kill func(os.Signal)) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", "daemon", "--run", dir)
+	cmd.Args[0] = "usbns"
+	cmd.Stderr = t.Output()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	killed := false
+	kill = func(s os.Signal) {
+		if !killed {
+			killed = true
+			_ = cmd.Process.Signal(s)
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(func() { kill(syscall.SIGTERM) })
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("the daemon says %q, %v", line, err)
+	}
+	return kill
+}
+
+// A runShell is a shell that "usbns run" runs.
+type runShell struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startRun(t *testing.T, dir string, args ...string) *runShell {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", append(append([]string{"run", "--run", dir}, args...), "--", "sh")...)
+	cmd.Args[0] = "usbns"
+	cmd.Stderr = t.Output()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &runShell{t, cmd, in, bufio.NewReader(out)}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return s
+}
+
+// say gives what a command prints in the container.
+func (s *runShell) say(command string) string {
+	s.t.Helper()
+	if _, err := fmt.Fprintf(s.in, "{ %s\n} 2>&1; echo \"#end\"\n", command); err != nil {
+		s.t.Fatal(err)
+	}
+	var text strings.Builder
+	for {
+		line, err := s.out.ReadString('\n')
+		if err != nil {
+			s.t.Fatalf("%v after %q", err, text.String())
+		}
+		if line == "#end\n" {
+			return text.String()
+		}
+		text.WriteString(line)
+	}
+}
+
+// until says a command until what it prints has a text in it, or has none of it.
+func (s *runShell) until(command, text string, want bool) {
+	s.t.Helper()
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		got := s.say(command)
+		if strings.Contains(got, text) == want {
+			return
+		}
+		if time.Since(start) > runPatience {
+			s.t.Fatalf("%s prints\n%s\nwith %q: want %v", command, got, text, want)
+		}
+	}
+}
+
+// exit ends the shell and returns the exit status of "usbns run".
+func (s *runShell) exit(status int) int {
+	s.t.Helper()
+	fmt.Fprintf(s.in, "exit %d\n", status)
+	s.in.Close()
+	_ = s.cmd.Wait()
+	return s.cmd.ProcessState.ExitCode()
+}
+
+func TestGuestRun(t *testing.T) {
+	e := startExport(t, "127.0.0.1:3240", "signpad", "serial")
+	defer e.end()
+	for _, userNS := range []bool{false, true} {
+		t.Run(fmt.Sprintf("userns=%v", userNS), func(t *testing.T) { testRun(t, userNS) })
+	}
+}
+
+func testRun(t *testing.T, userNS bool) {
+	runtimestest.CheckLeaks(t)
+	const dir = "/run/usbns-run"
+	kill := startDaemonProcess(t, dir)
+	args := []string{"--new"}
+	if userNS {
+		args = append(args, "--userns")
+	}
+	var shells [2]*runShell
+	for i := range shells {
+		shells[i] = startRun(t, dir, args...)
+		if got := shells[i].say("lsusb; /usr/sbin/usbip port; ls /dev/bus"); strings.Contains(got, "Device") || strings.Contains(got, "Port") {
+			t.Errorf("an empty container sees\n%s", got)
+		}
+		busid := fmt.Sprintf("1-%d", i+1)
+		if got := execute(t, "attach", "--run", dir, "-r", "127.0.0.1", "-b", busid, "-i", fmt.Sprint(i)); got != "port 0\n" {
+			t.Errorf("attach prints %q", got)
+		}
+	}
+	own := [2]string{"signature pad", "serial adapter"}
+	nodes := [2]string{"hidraw", "ttyACM"}
+	sees := func() {
+		t.Helper()
+		for i, s := range shells {
+			s.until("/usr/sbin/usbip port", "Port 00: <Port in Use>", true)
+			s.until("ls /dev/usbns/0", "-"+nodes[i], true)
+			for _, as := range []string{"", "setpriv --reuid=1000 --regid=1000 --clear-groups "} {
+				if got := s.say(as + "lsusb"); strings.Count(got, "Device ") != 1 || !strings.Contains(got, own[i]) {
+					t.Errorf("lsusb prints\n%s, want %s", got, own[i])
+				}
+			}
+			if got := s.say("udevadm info --export-db"); strings.Count(got, "E: DEVTYPE=usb_device\n") != 1 {
+				t.Errorf("udevadm prints\n%s", got)
+			}
+			if got := s.say("head -c0 /dev/usbns/0/*-" + nodes[i]); got != "" && nodes[i] == "hidraw" {
+				t.Errorf("the node cannot be opened: %s", got)
+			}
+			if got := s.say("ls /run/usbns-run " + dir); strings.Contains(got, "sock") {
+				t.Errorf("the daemon's directory shows\n%s", got)
+			}
+		}
+	}
+	sees()
+
+	kill(syscall.SIGKILL)
+	if got := shells[0].say("lsusb"); strings.Count(got, "Device ") != 1 {
+		t.Errorf("without a daemon lsusb prints\n%s", got)
+	}
+	startDaemonProcess(t, dir)
+	sees()
+
+	shells[0].until("/usr/sbin/usbip detach -p 0", "", true)
+	shells[0].until("lsusb; find /dev/usbns /dev/bus ! -type d", "\n", false)
+	if got := execute(t, "port", "--run", dir, "-i", "1"); !strings.Contains(got, "1-1") && !strings.Contains(got, "serial") {
+		t.Errorf("the neighbour's port shows\n%s", got)
+	}
+	if status := shells[0].exit(7); status != 7 {
+		t.Errorf("exit status %d, want 7", status)
+	}
+	// Killed, it takes its container with it.
+	_ = shells[1].cmd.Process.Signal(unix.SIGKILL)
+	_ = shells[1].cmd.Wait()
+	for start := time.Now(); execute(t, "controller", "list", "--run", dir, "--json") != "[]\n"; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > runPatience {
+			t.Fatalf("controllers are left: %s", execute(t, "controller", "list", "--run", dir, "--json"))
+		}
+	}
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/container/box"
+	"github.com/usbns/usbns/control"
+)
+
+// The users of containers, as systemd's UIDS-GIDS has them.
+const (
+	firstContainerUID = 524288
+	containerUIDs     = 1 << 16
+	containerRanges   = 28663
+)
+
+// runCgroups has a cgroup for each container.
+const runCgroups = "/sys/fs/cgroup/usbns"
+
+type runOptions struct {
+	dir, ref string
+	create   control.Create
+	isNew    bool
+	userNS   bool
+}
+
+func newRun(dir *string) *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run (-i CONTROLLER | --new) -- COMMAND [ARG...]",
+		Short: "Run a command with a controller of its own",
+		Long: "Run a command in namespaces of its own, where a controller is vhci_hcd.0 and the devices that are attached\n" +
+			"to it are the only USB devices. Its files are those of this machine. When the command ends its devices are\n" +
+			"detached, and the exit status is the command's.\n\n" +
+			"Without --userns root in the container is root of this machine's files.",
+		Example: "  usbns run --new --driver kernel -- sh\n  usbns run -i alice --userns -- lsusb",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.dir = *dir
+			status, err := o.run(context.WithoutCancel(cmd.Context()), args)
+			if err != nil {
+				return err
+			}
+			if status != 0 {
+				return exitStatus(status)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&o.ref, "controller", "i", "", "controller, by index or name")
+	cmd.Flags().BoolVar(&o.isNew, "new", false, "make a controller, and delete it afterwards")
+	cmd.Flags().StringVar(&o.create.Driver, "driver", "kernel", "what stands behind a new controller: user or kernel")
+	cmd.Flags().StringSliceVar(&o.create.Allow, "allow", nil, "classes and devices for a new controller to take beside those of the default")
+	cmd.Flags().BoolVar(&o.userNS, "userns", false, "run in a user namespace of its own, too")
+	cmd.MarkFlagsOneRequired("controller", "new")
+	cmd.MarkFlagsMutuallyExclusive("controller", "new")
+	cmd.MarkFlagsMutuallyExclusive("controller", "driver")
+	return cmd
+}
+
+// run returns the exit status of the command.
+func (o *runOptions) run(ctx context.Context, argv []string) (status int, err error) {
+	client := control.NewClient(o.dir)
+	root := uint32(0)
+	if o.userNS {
+		if root, err = o.users(ctx, client); err != nil {
+			return 0, err
+		}
+	}
+	if o.isNew {
+		o.create.UID, o.create.GID = root, root
+		made, err := client.Create(ctx, o.create)
+		if err != nil {
+			return 0, err
+		}
+		o.ref = strconv.Itoa(made[0].Index)
+		defer func() {
+			derr := client.Delete(ctx, o.ref)
+			if !errors.Is(derr, unix.ENOENT) { // the daemon has done it
+				err = errors.Join(err, derr)
+			}
+		}()
+	}
+	cgroup, err := makeCgroup()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, removeCgroup(cgroup)) }()
+	b, err := box.Start(box.Config{
+		Argv: argv, Cgroup: cgroup, Hidden: []string{o.dir}, UserNS: root,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = client.Enter(ctx, o.ref, control.Container{PID: b.PID(), Root: "/", RootUID: root, Temporary: o.isNew})
+	if err != nil {
+		return 0, errors.Join(err, b.Kill())
+	}
+	if err := b.Run(); err != nil {
+		return 0, errors.Join(err, b.Kill(), client.Leave(ctx, o.ref))
+	}
+	if status, err = supervise(b); err != nil {
+		return 0, err
+	}
+	err = client.Leave(ctx, o.ref)
+	if _, dead := errors.AsType[*control.DialError](err); dead || errors.Is(err, unix.ENOENT) {
+		err = nil // the next daemon sees that the container has ended
+	}
+	return status, err
+}
+
+// supervise passes signals on until the container ends. What a terminal sends
+// reaches the command by itself.
+func supervise(b *box.Box) (int, error) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = b.Signal(s) // it may have ended
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return b.Wait()
+}
+
+// makeCgroup makes a cgroup for one container.
+func makeCgroup() (string, error) {
+	dir := filepath.Join(runCgroups, "run-"+strconv.Itoa(os.Getpid()))
+	for {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
+			return dir, nil
+		}
+		if !errors.Is(err, os.ErrNotExist) { // the last container has just removed the parent
+			return "", fmt.Errorf("make a cgroup: %w (it needs root and cgroups of version 2)", err)
+		}
+	}
+}
+
+func removeCgroup(dir string) error {
+	err := os.Remove(dir)
+	if errors.Is(err, os.ErrNotExist) { // the daemon has done it
+		err = nil
+	}
+	_ = os.Remove(runCgroups) // others may be in it
+	return err
+}
+
+// users chooses the first user of a container: the owner of the controller that
+// is there, or one that no controller has.
+func (o *runOptions) users(ctx context.Context, client *control.Client) (uint32, error) {
+	if !o.isNew {
+		c, err := client.Controller(ctx, o.ref)
+		if err == nil && c.UID < firstContainerUID {
+			err = fmt.Errorf("the controller is owned by user %d, who is root in the container, so let it be %d or above (make it with: usbns controller create --owner UID:UID)",
+				c.UID, firstContainerUID)
+		}
+		return c.UID, err
+	}
+	list, err := client.Controllers(ctx)
+	if err != nil {
+		return 0, err
+	}
+	taken := make(map[uint32]bool)
+	for _, c := range list {
+		taken[c.UID/containerUIDs] = true
+	}
+	for range containerRanges {
+		first := uint32(firstContainerUID + rand.N(containerRanges)*containerUIDs)
+		if !taken[first/containerUIDs] {
+			return first, nil
+		}
+	}
+	return 0, errors.New("no users are left for a user namespace (delete controllers, or run without --userns)")
+}

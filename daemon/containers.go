@@ -1,0 +1,270 @@
+//go:build linux
+
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/usbns/usbns/container"
+	"github.com/usbns/usbns/container/view"
+	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/sysfs"
+)
+
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	// ownCgroups are made for one container each, and removed after it.
+	ownCgroups = cgroupRoot + "/usbns/"
+)
+
+// containers are those that have a controller.
+type containers struct {
+	keeper *view.Keeper
+	files  *sysfs.Tree
+	table  *controller.Table
+	save   func(*controller.Controller) error
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	members map[*controller.Controller]*member
+}
+
+// A member is one of them. Its view is nil until it stands.
+type member struct {
+	control.Container
+	cgroup string
+	view   *view.View // guarded by containers.mu
+}
+
+// record returns what is to be written down.
+func (k *containers) record(c *controller.Controller) *control.Container {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if m := k.members[c]; m != nil {
+		return &m.Container
+	}
+	return nil
+}
+
+func (k *containers) member(c *controller.Controller) (*member, *view.View) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m := k.members[c]
+	if m == nil {
+		return nil, nil
+	}
+	return m, m.view
+}
+
+// Enter implements [server.Containers].
+func (k *containers) Enter(c *controller.Controller, in control.Container) error {
+	fail := func(errno syscall.Errno, err error) error {
+		return &control.Error{Message: fmt.Sprintf("give %v to a container: %v", c, err), Errno: errno}
+	}
+	cgroup, err := cgroupOf(in.PID)
+	if err != nil {
+		return fail(syscall.ESRCH, err)
+	}
+	if cgroup == cgroupRoot {
+		return fail(syscall.EINVAL, fmt.Errorf("process %d is in no cgroup of its own", in.PID))
+	}
+	m := &member{Container: in, cgroup: cgroup}
+	k.mu.Lock()
+	if k.members[c] != nil {
+		k.mu.Unlock()
+		return fail(syscall.EBUSY, errors.New("another container has it"))
+	}
+	k.members[c] = m
+	k.mu.Unlock()
+	if err := k.stand(c, m); err != nil {
+		k.drop(c, m)
+		return fail(syscall.EIO, err)
+	}
+	return nil
+}
+
+// stand makes all of a container's view stand, and sees to its end.
+func (k *containers) stand(c *controller.Controller, m *member) error {
+	v, err := view.Open(view.Config{
+		PID: m.PID, Root: m.Root, Cgroup: m.cgroup, UID: c.Config().UID, GID: c.Config().GID, RootUID: m.RootUID,
+	})
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	m.view = v
+	k.mu.Unlock()
+	k.keeper.Keep(v)
+	if err := k.bind(c, m); err != nil {
+		return err
+	}
+	if err := k.save(c); err != nil {
+		return err
+	}
+	return k.keeper.WhenEmpty(m.cgroup, func() {
+		k.log.Info("container has ended", "controller", c.String(), "cgroup", m.cgroup)
+		k.end(c, m)
+	})
+}
+
+func (k *containers) bind(c *controller.Controller, m *member) error {
+	namespace, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", m.PID))
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	root := m.Root
+	if root == "/" {
+		root = ""
+	}
+	return container.BindController(container.Binding{
+		Dir: k.files.NamelessDir(c), Server: k.files.Server(), Namespace: namespace, Root: root,
+	})
+}
+
+// drop forgets a container. It returns false if that was done.
+func (k *containers) drop(c *controller.Controller, m *member) bool {
+	k.mu.Lock()
+	if k.members[c] != m {
+		k.mu.Unlock()
+		return false
+	}
+	delete(k.members, c)
+	v := m.view
+	k.mu.Unlock()
+	if v != nil {
+		k.keeper.Drop(v)
+		if err := v.Close(); err != nil {
+			k.log.Warn("a container is not let go of", "controller", c.String(), "reason", err)
+		}
+	}
+	return true
+}
+
+// Leave implements [server.Containers].
+func (k *containers) Leave(c *controller.Controller) error {
+	if m, _ := k.member(c); m != nil {
+		k.end(c, m)
+	}
+	return nil
+}
+
+// end detaches what a container had.
+func (k *containers) end(c *controller.Controller, m *member) {
+	if !k.drop(c, m) {
+		return
+	}
+	if m.Temporary {
+		if err := k.table.Delete(c.Index()); err != nil {
+			k.log.Warn("the controller of a container that has ended is left", "reason", err)
+		}
+	} else {
+		for _, p := range c.Ports() {
+			if !p.Free() {
+				_ = c.Detach(p.Number) // it may be free by now
+			}
+		}
+		if err := k.save(c); err != nil {
+			k.log.Error("state cannot be written", "controller", c.String(), "reason", err)
+		}
+	}
+	if strings.HasPrefix(m.cgroup, ownCgroups) {
+		_ = os.Remove(m.cgroup) // whoever made it may have been faster
+		_ = os.Remove(ownCgroups)
+	}
+}
+
+// ready shows a device to the container of its controller, if it has one.
+func (k *containers) ready(c *controller.Controller, port int, a controller.Attachment) error {
+	m, v := k.member(c)
+	if m == nil || a.Path() == "" {
+		return nil
+	}
+	if v == nil {
+		return errors.New("its container is not ready")
+	}
+	if err := k.keeper.Sync(); err != nil {
+		k.log.Warn("a container does not see its devices as they are", "reason", err)
+	}
+	remove, err := v.Add(port, a.Path())
+	if err != nil {
+		return err
+	}
+	go func() { // ends with the attachment
+		<-a.Done()
+		if err := remove(); err != nil {
+			k.log.Warn("a device that is gone is still shown", "controller", c.String(), "port", port, "reason", err)
+		}
+	}()
+	return nil
+}
+
+// allowed tells whether a process may attach to a controller.
+func (k *containers) allowed(c *controller.Controller, pid int) error {
+	m, _ := k.member(c)
+	if m == nil {
+		return nil
+	}
+	cgroup, err := cgroupOf(pid)
+	if err != nil {
+		return err
+	}
+	if cgroup != m.cgroup && !strings.HasPrefix(cgroup, m.cgroup+"/") {
+		return fmt.Errorf("process %d is in cgroup %s, and the controller is for %s: %w", pid, cgroup, m.cgroup, syscall.EPERM)
+	}
+	return nil
+}
+
+// restore finds a container of an earlier daemon. It returns false if its devices
+// must not be restored: it has ended, or does not stand.
+func (k *containers) restore(c *controller.Controller, in control.Container) bool {
+	err := k.Enter(c, in)
+	if err == nil {
+		return true
+	}
+	k.log.Warn("a container of the earlier daemon is given up", "controller", c.String(), "reason", err)
+	if in.Temporary {
+		if err := k.table.Delete(c.Index()); err != nil {
+			k.log.Warn("its controller is left", "reason", err)
+		}
+	}
+	return false
+}
+
+// close lets go of all containers, which go on.
+func (k *containers) close() error {
+	err := k.keeper.Close()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.members {
+		if m.view != nil {
+			err = errors.Join(err, m.view.Close())
+		}
+	}
+	return err
+}
+
+// cgroupOf returns the directory of a process's cgroup of version 2.
+func cgroupOf(pid int) (string, error) {
+	if pid <= 0 {
+		return "", fmt.Errorf("no process %d", pid)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/"); ok {
+			return filepath.Join(cgroupRoot, path), nil
+		}
+	}
+	return "", fmt.Errorf("process %d is in no cgroup of version 2", pid)
+}
