@@ -112,7 +112,8 @@ func (c *Controller) startRestore(ctx context.Context, saved SavedPort, ready fu
 	if saved.Ending {
 		ready = func(Attachment) error { return errDetached }
 	}
-	p := Plug{Speed: saved.Speed, DevID: saved.DevID, SockFD: -1, From: saved.From, Ready: ready}
+	// No SockFD: -1 would say that the device is being detached.
+	p := Plug{Speed: saved.Speed, DevID: saved.DevID, From: saved.From, Ready: ready}
 	s, life, err := c.reserve("restore", number, p)
 	if err != nil {
 		return nil, err
