@@ -39,17 +39,17 @@ type containers struct {
 
 // A member is one of them. Its view is nil until it stands.
 type member struct {
-	control.Container
+	owner
 	cgroup string
 	view   *view.View // guarded by containers.mu
 }
 
 // record returns what is to be written down.
-func (k *containers) record(c *controller.Controller) *control.Container {
+func (k *containers) record(c *controller.Controller) *owner {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if m := k.members[c]; m != nil {
-		return &m.Container
+		return &m.owner
 	}
 	return nil
 }
@@ -76,7 +76,11 @@ func (k *containers) Enter(c *controller.Controller, in control.Container) error
 	if cgroup == cgroupRoot {
 		return fail(syscall.EINVAL, fmt.Errorf("process %d is in no cgroup of its own", in.PID))
 	}
-	m := &member{Container: in, cgroup: cgroup}
+	who, err := ownerOf(in)
+	if err != nil {
+		return fail(syscall.ESRCH, err)
+	}
+	m := &member{owner: who, cgroup: cgroup}
 	k.mu.Lock()
 	if k.members[c] != nil {
 		k.mu.Unlock()
@@ -225,8 +229,11 @@ func (k *containers) allowed(c *controller.Controller, pid int) error {
 
 // restore finds a container of an earlier daemon. It returns false if its devices
 // must not be restored: it has ended, or does not stand.
-func (k *containers) restore(c *controller.Controller, in control.Container) bool {
-	err := k.Enter(c, in)
+func (k *containers) restore(c *controller.Controller, in owner) bool {
+	err := in.still()
+	if err == nil {
+		err = k.Enter(c, in.Container)
+	}
 	if err == nil {
 		return true
 	}

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/policy"
 )
@@ -26,7 +25,7 @@ type state struct {
 	dir    string
 	driver func(controller.Driver) string // its name
 	// container returns nil for a controller that no container has.
-	container func(*controller.Controller) *control.Container
+	container func(*controller.Controller) *owner
 }
 
 const (
@@ -46,7 +45,7 @@ type saved struct {
 	Policy   policy.Policy          `json:"policy"`
 	Ports    []controller.SavedPort `json:"ports,omitempty"`
 
-	Container *control.Container `json:"container,omitempty"`
+	Container *owner `json:"container,omitempty"`
 }
 
 func (s *state) path(index int) string {
@@ -57,7 +56,7 @@ func (s *state) path(index int) string {
 // what it says is lost with the machine's power anyway.
 func (s *state) save(c *controller.Controller) error {
 	cfg := c.Config()
-	var in *control.Container
+	var in *owner
 	if s.container != nil {
 		in = s.container(c)
 	}
