@@ -75,8 +75,8 @@ func TestHowADeviceEnds(t *testing.T) {
 	}
 	t.Run("the exporter goes", func(t *testing.T) {
 		attach(t)()
-		if e := wantEvent(t, events, controller.Detached); e.Err == nil || !strings.Contains(e.Err.Error(), "peer closed") {
-			t.Errorf("it went for %v", e.Err)
+		if e := wantEvent(t, events, controller.Detached); e.Err == nil {
+			t.Error("nobody knows why it went")
 		}
 	})
 	t.Run("root detaches the kernel's port", func(t *testing.T) {
