@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/internal/runtimestest"
@@ -200,5 +203,52 @@ func testRun(t *testing.T, userNS bool) {
 		if time.Since(start) > runPatience {
 			t.Fatalf("controllers are left: %s", execute(t, "controller", "list", "--run", dir, "--json"))
 		}
+	}
+}
+
+// What cannot be made whole is not run, and leaves nothing.
+func TestGuestRunFailsClosed(t *testing.T) {
+	runtimestest.CheckLeaks(t)
+	const dir = "/run/usbns-closed"
+	fails := func(want string, args ...string) {
+		t.Helper()
+		cmd := exec.Command("/proc/self/exe", append([]string{"run", "--run", dir}, args...)...)
+		cmd.Args[0] = "usbns"
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) || strings.Contains(string(out), "it runs") {
+			t.Errorf("usbns run %v: %v, %s, want %q", args, err, out, want)
+		}
+	}
+	echo := []string{"--", "echo", "it runs"}
+	fails("no daemon answers", append([]string{"--new"}, echo...)...)
+	startDaemonProcess(t, dir)
+	fails("no controller", append([]string{"-i", "nobody"}, echo...)...)
+	fails("executable file not found", "--new", "--", "no-such-command")
+
+	// Another's program leaves no room for the guard.
+	if err := os.MkdirAll(runCgroups, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cgroup, err := os.Open(runCgroups)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(runCgroups)
+	defer cgroup.Close()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.CGroupDevice, AttachType: ebpf.AttachCGroupDevice, License: "Apache-2.0",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	err = link.RawAttachProgram(link.RawAttachProgramOptions{Target: int(cgroup.Fd()), Program: program, Attach: ebpf.AttachCGroupDevice})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fails("does not let a guard in", append([]string{"--new"}, echo...)...)
+	if got := execute(t, "controller", "list", "--run", dir, "--json"); got != "[]\n" {
+		t.Errorf("controllers are left: %s", got)
 	}
 }

@@ -6,6 +6,9 @@
 // in it, without a user namespace, is root of the machine's files. It has the
 // capabilities that Docker gives, and thus cannot change mounts.
 //
+// The kernel's log tells of all devices. With kernel.dmesg_restrict=1, Debian's
+// default, a box cannot read it.
+//
 // # How it is made
 //
 // [Start] starts this program again as the first process of the box, with

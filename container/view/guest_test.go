@@ -331,3 +331,36 @@ func comesAndGoes(t *testing.T, s *shell, v *view.View, dir string, remove func(
 		t.Fatal(err)
 	}
 }
+
+// A container that is not covered, or that has the host's /dev, is shown nothing.
+func TestGuestOpenRefuses(t *testing.T) {
+	runtimestest.CheckLeaks(t)
+	cgroup := "/sys/fs/cgroup/refused"
+	if err := os.Mkdir(cgroup, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(cgroup)
+	for script, want := range map[string]string{
+		"exec sleep 1000": "is not covered",
+		"for d in module bus class dev block devices; do mount -t tmpfs none /sys/$d; done; exec sleep 1000": "/dev",
+	} {
+		cmd := exec.Command("unshare", "-mn", "sh", "-c", script)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for start := time.Now(); ; time.Sleep(time.Millisecond) {
+			if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid)); string(name) == "sleep\n" {
+				break
+			}
+			if time.Since(start) > patience {
+				t.Fatal("the container does not start")
+			}
+		}
+		v, err := view.Open(view.Config{PID: cmd.Process.Pid, Root: "/", Cgroup: cgroup})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %v, want %q", script, v, err, want)
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
