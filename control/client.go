@@ -76,10 +76,11 @@ func (c *Client) Enter(ctx context.Context, ref string, in Container) error {
 	return c.call(ctx, http.MethodPut, "/v1/controllers/"+url.PathEscape(ref)+"/container", in, nil)
 }
 
-// Leave takes a controller back from a container that has ended, and detaches
-// what is attached.
-func (c *Client) Leave(ctx context.Context, ref string) error {
-	return c.call(ctx, http.MethodDelete, "/v1/controllers/"+url.PathEscape(ref)+"/container", nil, nil)
+// Leave takes a controller back from the container that it was given to with pid,
+// which has ended, and detaches what is attached. If another container has the
+// controller, or none, nothing is done.
+func (c *Client) Leave(ctx context.Context, ref string, pid int) error {
+	return c.call(ctx, http.MethodDelete, "/v1/controllers/"+url.PathEscape(ref)+"/container?pid="+strconv.Itoa(pid), nil, nil)
 }
 
 // Ports returns the ports of a controller in the order of their numbers.

@@ -7,7 +7,7 @@
 //	GET    /v1/controllers/{ref}               Controller
 //	DELETE /v1/controllers/{ref}
 //	PUT    /v1/controllers/{ref}/container     Container
-//	DELETE /v1/controllers/{ref}/container
+//	DELETE /v1/controllers/{ref}/container?pid=N
 //	GET    /v1/controllers/{ref}/ports         []Port
 //	DELETE /v1/controllers/{ref}/ports/{port}
 //	POST   /v1/controllers/{ref}/ports/{port}/transfer  Transfer -> Transferred

@@ -154,8 +154,8 @@ func (k *containers) drop(c *controller.Controller, m *member) bool {
 }
 
 // Leave implements [server.Containers].
-func (k *containers) Leave(c *controller.Controller) error {
-	if m, _ := k.member(c); m != nil {
+func (k *containers) Leave(c *controller.Controller, pid int) error {
+	if m, _ := k.member(c); m != nil && m.PID == pid {
 		k.end(c, m)
 	}
 	return nil
@@ -166,7 +166,16 @@ func (k *containers) end(c *controller.Controller, m *member) {
 	if !k.drop(c, m) {
 		return
 	}
+	if strings.HasPrefix(m.cgroup, ownCgroups) {
+		defer func() {
+			_ = os.Remove(m.cgroup) // whoever made it may have been faster
+			_ = os.Remove(ownCgroups)
+		}()
+	}
 	if m.Temporary {
+		if k.table.Controller(c.Index()) != c {
+			return // somebody has deleted it
+		}
 		if err := k.table.Delete(c.Index()); err != nil {
 			k.log.Warn("the controller of a container that has ended is left", "reason", err)
 		}
@@ -179,10 +188,6 @@ func (k *containers) end(c *controller.Controller, m *member) {
 		if err := k.save(c); err != nil {
 			k.log.Error("state cannot be written", "controller", c.String(), "reason", err)
 		}
-	}
-	if strings.HasPrefix(m.cgroup, ownCgroups) {
-		_ = os.Remove(m.cgroup) // whoever made it may have been faster
-		_ = os.Remove(ownCgroups)
 	}
 }
 

@@ -71,7 +71,7 @@ func newRun(dir *string) *cobra.Command {
 // run returns the exit status of the command.
 func (o *runOptions) run(ctx context.Context, argv []string) (status int, err error) {
 	client := control.NewClient(o.dir)
-	root := uint32(0)
+	root, entered := uint32(0), false
 	if o.userNS {
 		if root, err = o.users(ctx, client); err != nil {
 			return 0, err
@@ -85,9 +85,8 @@ func (o *runOptions) run(ctx context.Context, argv []string) (status int, err er
 		}
 		o.ref = strconv.Itoa(made[0].Index)
 		defer func() {
-			derr := client.Delete(ctx, o.ref)
-			if !errors.Is(derr, unix.ENOENT) { // the daemon has done it
-				err = errors.Join(err, derr)
+			if !entered { // afterwards it ends with the container
+				err = errors.Join(err, client.Delete(ctx, o.ref))
 			}
 		}()
 	}
@@ -107,15 +106,17 @@ func (o *runOptions) run(ctx context.Context, argv []string) (status int, err er
 	if err != nil {
 		return 0, errors.Join(err, b.Kill())
 	}
+	entered = true
+	pid := b.PID()
 	if err := b.Run(); err != nil {
-		return 0, errors.Join(err, b.Kill(), client.Leave(ctx, o.ref))
+		return 0, errors.Join(err, b.Kill(), client.Leave(ctx, o.ref, pid))
 	}
 	if status, err = supervise(b); err != nil {
 		return 0, err
 	}
-	err = client.Leave(ctx, o.ref)
+	err = client.Leave(ctx, o.ref, pid)
 	if _, dead := errors.AsType[*control.DialError](err); dead || errors.Is(err, unix.ENOENT) {
-		err = nil // the next daemon sees that the container has ended
+		err = nil // the daemon, or the next one, has seen that the container has ended
 	}
 	return status, err
 }

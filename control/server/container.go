@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"syscall"
 
 	"github.com/usbns/usbns/control"
@@ -36,7 +37,11 @@ func (s *Server) leave(r *http.Request) (any, error) {
 	if s.Containers == nil {
 		return nil, errNoContainers()
 	}
-	return nil, s.Containers.Leave(c)
+	pid, err := strconv.Atoi(r.FormValue("pid"))
+	if err != nil {
+		return nil, &control.Error{Message: fmt.Sprintf("leave a container: %q is no process", r.FormValue("pid")), Errno: syscall.EINVAL}
+	}
+	return nil, s.Containers.Leave(c, pid)
 }
 
 func errNoContainers() error {

@@ -30,8 +30,8 @@ type Server struct {
 
 // Containers are told which container a controller is for.
 type Containers interface {
-	Enter(*controller.Controller, control.Container) error
-	Leave(*controller.Controller) error
+	Enter(c *controller.Controller, in control.Container) error
+	Leave(c *controller.Controller, pid int) error
 }
 
 // A Driver can stand behind controllers.
