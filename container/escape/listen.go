@@ -12,15 +12,15 @@ import (
 
 var listenCases = []Case{
 	{
-		Name: "uevents", try: (*attempt).listenUevents,
+		Name: "uevents", waits: true, try: (*attempt).listenUevents,
 		Why: "the kernel tells of every device that comes, goes or changes",
 	},
 	{
-		Name: "uevents-netns", unshare: unix.CLONE_NEWNET, try: (*attempt).listenUevents,
+		Name: "uevents-netns", waits: true, unshare: unix.CLONE_NEWNET, try: (*attempt).listenUevents,
 		Why: "a new network namespace of the host's user namespace hears the kernel as well",
 	},
 	{
-		Name: "uevents-userns", unshare: unix.CLONE_NEWNET | unix.CLONE_NEWUSER, try: (*attempt).listenUevents,
+		Name: "uevents-userns", waits: true, unshare: unix.CLONE_NEWNET | unix.CLONE_NEWUSER, try: (*attempt).listenUevents,
 		Why: "so might one of a new user namespace",
 	},
 }
