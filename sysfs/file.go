@@ -95,7 +95,7 @@ func (f *file) close() {
 // Open implements [fuse.RawFileSystem]. The kernel has checked the mode for all
 // but those who may override it.
 func (t *tree) Open(_ <-chan struct{}, input *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	c, k := controllerOf(t.table, node(input.NodeId))
+	c, k := controllerOf(t.table, t.mint.ofID(input.NodeId))
 	if c == nil {
 		return fuse.ENODEV
 	}

@@ -132,7 +132,42 @@ func newMint() (mint, error) {
 const (
 	forName  = 0
 	forInode = 1
+	forID    = 2 // and the rounds
 )
+
+// id returns the number by which the kernel knows a node. It can be asked for
+// that number from inside a container, with name_to_handle_at, and for what has a
+// number, with open_by_handle_at.
+func (m mint) id(n node) uint64 {
+	if n == nodeRoot {
+		return uint64(n) // FUSE_ROOT_ID
+	}
+	left, right := uint32(n>>32), uint32(n)
+	for round := range idRounds {
+		left, right = right, left^m.scramble(right, round)
+	}
+	return uint64(left)<<32 | uint64(right)
+}
+
+// ofID is the inverse of id.
+func (m mint) ofID(id uint64) node {
+	if id == uint64(nodeRoot) {
+		return nodeRoot
+	}
+	left, right := uint32(id>>32), uint32(id)
+	for round := idRounds - 1; round >= 0; round-- {
+		left, right = right^m.scramble(left, round), left
+	}
+	return node(uint64(left)<<32 | uint64(right))
+}
+
+// idRounds make a random permutation of a Feistel network.
+const idRounds = 4
+
+func (m mint) scramble(half uint32, round int) uint32 {
+	b := m.encrypt(node(half), forID+uint64(round))
+	return binary.BigEndian.Uint32(b[:])
+}
 
 func (m mint) encrypt(n node, purpose uint64) (b [aes.BlockSize]byte) {
 	binary.BigEndian.PutUint64(b[:8], uint64(n))

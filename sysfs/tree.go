@@ -32,14 +32,14 @@ func (t *tree) String() string { return "usbns" }
 
 // Lookup implements [fuse.RawFileSystem].
 func (t *tree) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	n := t.child(node(header.NodeId), name)
+	n := t.child(t.mint.ofID(header.NodeId), name)
 	if n == 0 {
 		return fuse.ENOENT
 	}
 	if !t.attributes(n, &out.Attr) {
 		return fuse.ENOENT
 	}
-	out.NodeId = uint64(n)
+	out.NodeId = t.mint.id(n)
 	if n <= nodeNameless {
 		out.SetEntryTimeout(staticTimeout)
 		out.SetAttrTimeout(staticTimeout)
@@ -99,7 +99,7 @@ func (t *tree) attributes(n node, out *fuse.Attr) bool {
 
 // GetAttr implements [fuse.RawFileSystem].
 func (t *tree) GetAttr(_ <-chan struct{}, input *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	n := node(input.NodeId)
+	n := t.mint.ofID(input.NodeId)
 	if !t.attributes(n, &out.Attr) {
 		return fuse.ENODEV
 	}
@@ -114,7 +114,7 @@ func (t *tree) SetAttr(_ <-chan struct{}, input *fuse.SetAttrIn, out *fuse.AttrO
 	if input.Valid&(fuse.FATTR_MODE|fuse.FATTR_UID|fuse.FATTR_GID) != 0 {
 		return fuse.EPERM
 	}
-	if !t.attributes(node(input.NodeId), &out.Attr) {
+	if !t.attributes(t.mint.ofID(input.NodeId), &out.Attr) {
 		return fuse.ENODEV
 	}
 	return fuse.OK
@@ -130,7 +130,7 @@ func (t *tree) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status
 // that of the root's and of a controller's entries counts them, and that in
 // platform is the index after the controller's.
 func (t *tree) ReadDir(_ <-chan struct{}, input *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	n := node(input.NodeId)
+	n := t.mint.ofID(input.NodeId)
 	if n == nodePlatform {
 		t.readPlatform(int(min(input.Offset, controller.MaxControllers)), out)
 		return fuse.OK

@@ -307,3 +307,26 @@ func BenchmarkStatus(b *testing.B) {
 		})
 	}
 }
+
+func TestNodesHaveNumbersThatTellNothing(t *testing.T) {
+	m, err := newMint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.id(nodeRoot) != 1 || m.ofID(1) != nodeRoot {
+		t.Error("the root is not FUSE_ROOT_ID")
+	}
+	high := 0
+	for n := nodeDevices; n < 1<<20; n += 1 << 8 {
+		id := m.id(n)
+		if m.ofID(id) != n {
+			t.Fatalf("node %#x becomes %#x", n, m.ofID(id))
+		}
+		if id>>48 != 0 {
+			high++
+		}
+	}
+	if high < 4000 {
+		t.Errorf("only %d of 4096 numbers are large", high)
+	}
+}
