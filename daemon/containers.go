@@ -237,6 +237,7 @@ func (k *containers) allowed(c *controller.Controller, pid int) error {
 func (k *containers) restore(c *controller.Controller, in owner) bool {
 	err := in.still()
 	if err == nil {
+		in.Root = "/" // it has moved there since
 		err = k.Enter(c, in.Container)
 	}
 	if err == nil {

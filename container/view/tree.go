@@ -117,14 +117,25 @@ func (v *View) bind(dir string) error {
 			return err
 		},
 		func() error {
-			return withDir(v.cfg.Root, func(root int) error { return mountOn(mount, root, path.Join("sys", dir)) })
+			return v.inSys(func(sys int) error { return mountOn(mount, sys, dir) })
 		})
+}
+
+// inSys runs f with the container's /sys, which stays what it is when the
+// container moves into its root.
+func (v *View) inSys(f func(sys int) error) error {
+	dir, err := v.sys.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return f(int(dir.Fd()))
 }
 
 // unbind is the reverse of showHub and bind.
 func (v *View) unbind(dir string) error {
 	err := within(v.namespace, nil, func() error {
-		return withDir(v.cfg.Root, func(root int) error { return unmount(root, path.Join("sys", dir)) })
+		return v.inSys(func(sys int) error { return unmount(sys, dir) })
 	})
 	return errors.Join(err, removeIfThere(v.sys, dir), v.hideHub(dir))
 }
