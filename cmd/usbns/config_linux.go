@@ -39,6 +39,7 @@ func newConfig(dir *string) *cobra.Command {
 		ValidArgs: slices.Sorted(maps.Keys(runtimes)),
 	}
 	ref := controllerFlag(cmd)
+	events := cmd.Flags().Bool("allow-events", false, "take a container that hears the kernel's events of all devices")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		program, err := os.Executable()
 		if err != nil {
@@ -53,6 +54,9 @@ func newConfig(dir *string) *cobra.Command {
 			dialect = "oci"
 		}
 		call := hookCall{program: program, controller: *ref, args: []string{"hook", dialect, "--run", run, "-i", *ref}}
+		if *events {
+			call.args = append(call.args, "--allow-events")
+		}
 		for _, word := range append(call.args, program) {
 			if strings.ContainsAny(word, " \t\n\"'\\") {
 				return usageError{fmt.Errorf("%q has characters that cannot stand in a configuration file", word)}
@@ -63,10 +67,10 @@ func newConfig(dir *string) *cobra.Command {
 	return cmd
 }
 
-// lxcConfig takes from the container the right to undo what hides the devices of
-// others.
+// lxcConfig takes from the container what it could undo by what hides the
+// devices of others, and what would show them all the same.
 func lxcConfig(w io.Writer, c hookCall) error {
-	_, err := fmt.Fprintf(w, "lxc.hook.start-host = %s %s\nlxc.cap.drop = sys_admin\n", c.program, strings.Join(c.args, " "))
+	_, err := fmt.Fprintf(w, "lxc.hook.start-host = %s %s\nlxc.cap.drop = sys_admin bpf perfmon syslog dac_read_search\n", c.program, strings.Join(c.args, " "))
 	return err
 }
 
@@ -81,8 +85,45 @@ func (c hookCall) oci() ociHook {
 	return ociHook{Path: c.program, Args: append([]string{"usbns"}, c.args...)}
 }
 
+// ociConfig allows all devices of the classes that the guard rules over, which
+// has the last word.
 func ociConfig(w io.Writer, c hookCall) error {
-	return writeJSON(w, map[string]any{"hooks": map[string]any{"createRuntime": []ociHook{c.oci()}}})
+	majors, err := usbMajors()
+	if err != nil {
+		return err
+	}
+	type rule struct {
+		Allow  bool   `json:"allow"`
+		Type   string `json:"type"`
+		Major  int    `json:"major"`
+		Access string `json:"access"`
+	}
+	rules := make([]rule, len(majors))
+	for i, major := range majors {
+		rules[i] = rule{true, "c", major, "rwm"}
+	}
+	return writeJSON(w, map[string]any{
+		"hooks": map[string]any{"createRuntime": []ociHook{c.oci()}},
+		"linux": map[string]any{"resources": map[string]any{"devices": rules}},
+	})
+}
+
+// usbMajors are the character devices that drivers of USB devices make: input,
+// video4linux, alsa, ttyACM, ttyUSB, usb_device and, if it is loaded, hidraw.
+func usbMajors() ([]int, error) {
+	majors := []int{13, 81, 116, 166, 188, 189}
+	text, err := os.ReadFile("/proc/devices")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		var major int
+		var name string
+		if n, _ := fmt.Sscan(line, &major, &name); n == 2 && name == "hidraw" {
+			majors = append(majors, major)
+		}
+	}
+	return majors, nil
 }
 
 // cdiConfig is as in the Container Device Interface 0.6.

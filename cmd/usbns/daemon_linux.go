@@ -15,7 +15,7 @@ import (
 func addDaemon(root *cobra.Command) {
 	dir := runDir()
 	root.PersistentFlags().StringVar(&dir, "run", dir, "run directory of the daemon (environment: USBNS_RUN)")
-	root.AddCommand(newDaemon(&dir), newController(&dir), newAttach(&dir), newDetach(&dir), newPort(&dir), newRun(&dir), newTransfer(&dir), newUsbip(), newDemo(), newDoctor(&dir), newConfig(&dir))
+	root.AddCommand(newDaemon(&dir), newController(&dir), newAttach(&dir), newDetach(&dir), newPort(&dir), newRun(&dir), newTransfer(&dir), newUsbip(), newDemo(), newDoctor(&dir), newConfig(&dir), newHook(&dir))
 	addCompletion(root, &dir)
 }
 

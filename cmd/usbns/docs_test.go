@@ -13,7 +13,7 @@ import (
 // usbns, and runs none.
 func TestDocumentedCommandsExist(t *testing.T) {
 	line := regexp.MustCompile(`(?m)^ {4}(?:[$#] )?(?:sudo )?(?:bin/)?usbns ([^#|&>\n]*)`)
-	for _, doc := range []string{"../../README.md", "../../docs/operating.md"} {
+	for _, doc := range []string{"../../README.md", "../../docs/operating.md", "../../docs/containers.md"} {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)

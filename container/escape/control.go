@@ -133,7 +133,7 @@ func (a *attempt) attachForeign() (string, error) {
 		return "", err
 	}
 	var last error
-	for fd := range 256 {
+	for fd := range 64 {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
 			continue // this one is open
 		}

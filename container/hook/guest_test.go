@@ -38,8 +38,8 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if kind, stage, ok := strings.Cut(filepath.Base(os.Args[0]), "-hook-"); ok {
-		if err := runHook(kind, stage == "end"); err != nil {
+	if kind, ok := strings.CutSuffix(filepath.Base(os.Args[0]), "-test-hook"); ok {
+		if err := runHook(kind); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -49,13 +49,13 @@ func TestMain(m *testing.M) {
 }
 
 // runHook is the hook: it notes what it is told.
-func runHook(kind string, ended bool) error {
+func runHook(kind string) error {
 	var c call
 	var err error
 	if kind == "lxc" {
-		c.Container, err = ReadLXC(os.Getenv, ended)
+		c.Container, err = ReadLXC(os.Getenv)
 	} else {
-		c.Container, err = ReadOCI(os.Stdin, ended)
+		c.Container, err = ReadOCI(os.Stdin)
 	}
 	if err != nil {
 		c.Error = err.Error()
@@ -127,7 +127,7 @@ func startHooked(t *testing.T, r runtimestest.Runtime, userNS bool) *runtimestes
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"lxc-hook-start", "lxc-hook-end", "oci-hook-start", "oci-hook-end"} {
+	for _, name := range []string{"lxc-test-hook", "oci-test-hook"} {
 		if err := os.Symlink(exe, filepath.Join("/usr/bin", name)); err != nil && !errors.Is(err, fs.ErrExist) {
 			t.Fatal(err)
 		}
@@ -135,10 +135,8 @@ func startHooked(t *testing.T, r runtimestest.Runtime, userNS bool) *runtimestes
 	return runtimestest.Start(t, r, runtimestest.Config{
 		Name:   "box",
 		UserNS: userNS,
-		LXC:    "lxc.hook.start-host = /usr/bin/lxc-hook-start\nlxc.hook.post-stop = /usr/bin/lxc-hook-end\n",
-		OCI: `{"hooks": {
-			"createRuntime": [{"path": "/usr/bin/oci-hook-start"}],
-			"poststop": [{"path": "/usr/bin/oci-hook-end"}]}}`,
+		LXC:    "lxc.hook.start-host = /usr/bin/lxc-test-hook\n",
+		OCI:    `{"hooks": {"createRuntime": [{"path": "/usr/bin/oci-test-hook"}]}}`,
 	})
 }
 
@@ -156,7 +154,7 @@ func TestGuestHooks(t *testing.T) {
 			if err := os.Remove(callsFile); err != nil {
 				t.Fatal(err)
 			}
-			want := []call{{Container: Container{"box", pid, root}, Mounts: []string{"sys", "dev"}}, {Container: Container{ID: "box"}}}
+			want := []call{{Container: Container{"box", pid, root}, Mounts: []string{"sys", "dev"}}}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("hooks were told %+v, want %+v", got, want)
 			}

@@ -1,23 +1,18 @@
 //go:build linux
 
 // Package hook understands what container runtimes tell the programs that they
-// call when a container starts and ends.
+// call when a container starts.
 //
 // OCI runtimes write the container's state to the standard input of a hook, as
-// JSON. LXC tells it by environment variables. Both become a [Container]. Which
-// of the two it is, and whether the container starts or ends, the hook's own
-// arguments say: what a runtime writes about that differs.
+// JSON. LXC tells it by environment variables. Both become a [Container].
 //
 // # When
 //
-// The hook that starts must run in the host's namespaces, when the container's
-// namespaces and mounts are there and none of its programs runs yet, and its
-// failure must keep the container from starting. These are OCI's createRuntime
-// and LXC's start-host. At createRuntime the container's root is still a
-// directory of its mount namespace, at start-host it is that namespace's root:
-// hence Root. The hook that ends is OCI's poststop and LXC's post-stop. The
-// process that they name is gone by then, its number may be another's: a
-// container that ends is known by its name.
+// The hook must run in the host's namespaces, when the container's namespaces
+// and mounts are there and none of its programs runs yet, and its failure must
+// keep the container from starting. These are OCI's createRuntime and LXC's
+// start-host. At createRuntime the container's root is still a directory of its
+// mount namespace, at start-host it is that namespace's root: hence Root.
 //
 // Seen with Debian 12's LXC 5.0.2, runc 1.1.5 and crun 1.8.1. runc says at
 // createRuntime that the container is "creating", crun that it is "created", and
@@ -30,7 +25,9 @@
 // createContainer and LXC's mount hook run in the container's user namespace,
 // without the rights they would need; startContainer in its mount namespace,
 // where our program is not. poststart comes when the container's program runs
-// already. A hook of LXC by the name "start" must be inside the container.
+// already. A hook of LXC by the name "start" must be inside the container. No hook
+// is needed for the end: a container can end without its runtime's doing, and its
+// cgroup tells.
 package hook
 
 import (
@@ -50,17 +47,15 @@ const MaxState = 1 << 20
 type Container struct {
 	// ID is its name, unique among the containers of its runtime.
 	ID string
-	// PID is its first process as the hook's pid namespace numbers it, 0 if it
-	// has ended.
+	// PID is its first process as the hook's pid namespace numbers it.
 	PID int
-	// Root is the container's root as a path in the mount namespace of PID, ""
-	// if it has ended.
+	// Root is the container's root as a path in the mount namespace of PID.
 	Root string
 }
 
-// ReadOCI reads the state that an OCI runtime writes, and of a container that
-// starts the bundle that it names.
-func ReadOCI(r io.Reader, ended bool) (c Container, err error) {
+// ReadOCI reads the state that an OCI runtime writes, and the bundle that it
+// names.
+func ReadOCI(r io.Reader) (c Container, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("what the OCI runtime tells its hook: %w", err)
@@ -83,9 +78,6 @@ func ReadOCI(r io.Reader, ended bool) (c Container, err error) {
 	}
 	if state.ID == "" {
 		return c, errors.New("no id")
-	}
-	if ended {
-		return Container{ID: state.ID}, nil
 	}
 	if state.PID <= 0 {
 		return c, fmt.Errorf("process %d of %s: the hook belongs to createRuntime", state.PID, state.ID)
@@ -121,13 +113,10 @@ func rootOf(bundle string) (string, error) {
 }
 
 // ReadLXC reads the variables that LXC sets; getenv is os.Getenv.
-func ReadLXC(getenv func(string) string, ended bool) (Container, error) {
+func ReadLXC(getenv func(string) string) (Container, error) {
 	c := Container{ID: getenv("LXC_NAME")}
 	if c.ID == "" {
 		return Container{}, errors.New("LXC_NAME is not set: the hook is to be called by LXC")
-	}
-	if ended {
-		return c, nil
 	}
 	pid, err := strconv.Atoi(getenv("LXC_PID"))
 	if err != nil || pid <= 0 {

@@ -23,21 +23,16 @@ func TestReadOCI(t *testing.T) {
 		`{"root": {"path": "/srv/box/../x"}}`: "/srv/x",
 	} {
 		write(config)
-		got, err := ReadOCI(strings.NewReader(state), false)
+		got, err := ReadOCI(strings.NewReader(state))
 		if want := (Container{"box", 269, root}); err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	}
 	for _, config := range []string{`{}`, `[]`, ``} {
 		write(config)
-		if got, err := ReadOCI(strings.NewReader(state), false); err == nil {
+		if got, err := ReadOCI(strings.NewReader(state)); err == nil {
 			t.Errorf("config.json %q: %+v and no error", config, got)
 		}
-	}
-	// The bundle may be gone by then.
-	got, err := ReadOCI(strings.NewReader(`{"id":"box","pid":0,"status":"stopped","bundle":"/nonesuch"}`), true)
-	if want := (Container{ID: "box"}); err != nil || got != want {
-		t.Errorf("ended: got %+v, %v; want %+v", got, err, want)
 	}
 }
 
@@ -52,7 +47,7 @@ func TestReadBadOCI(t *testing.T) {
 		strings.Repeat(" ", 2<<20): "more than 1048576 bytes",
 		`{"id":"box","pid":1,"bundle":"/nonesuch"}`: "no such file",
 	} {
-		if got, err := ReadOCI(strings.NewReader(state), false); err == nil || !strings.Contains(err.Error(), want) {
+		if got, err := ReadOCI(strings.NewReader(state)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.40q: %+v, %v; want %s", state, got, err, want)
 		}
 	}
@@ -61,19 +56,16 @@ func TestReadBadOCI(t *testing.T) {
 func TestReadLXC(t *testing.T) {
 	for _, test := range []struct {
 		name, pid string
-		ended     bool
 		want      Container
 		wantErr   string
 	}{
-		{"box", "162", false, Container{"box", 162, "/"}, ""},
-		{"box", "162", true, Container{ID: "box"}, ""},
-		{"box", "", true, Container{ID: "box"}, ""},
-		{"", "162", false, Container{}, "called by LXC"},
-		{"box", "", false, Container{}, "lxc.hook.start-host"},
-		{"box", "-1", false, Container{}, "lxc.hook.start-host"},
+		{"box", "162", Container{"box", 162, "/"}, ""},
+		{"", "162", Container{}, "called by LXC"},
+		{"box", "", Container{}, "lxc.hook.start-host"},
+		{"box", "-1", Container{}, "lxc.hook.start-host"},
 	} {
 		env := map[string]string{"LXC_NAME": test.name, "LXC_PID": test.pid}
-		got, err := ReadLXC(func(key string) string { return env[key] }, test.ended)
+		got, err := ReadLXC(func(key string) string { return env[key] })
 		if got != test.want || (err == nil) != (test.wantErr == "") || err != nil && !strings.Contains(err.Error(), test.wantErr) {
 			t.Errorf("%+v: got %+v, %v", test, got, err)
 		}
@@ -83,7 +75,7 @@ func TestReadLXC(t *testing.T) {
 func FuzzReadOCI(f *testing.F) {
 	f.Add(`{"id":"box","pid":1,"bundle":"/nonesuch"}`)
 	f.Fuzz(func(t *testing.T, state string) {
-		if c, err := ReadOCI(strings.NewReader(state), true); err == nil && c.ID == "" {
+		if c, err := ReadOCI(strings.NewReader(state)); err == nil && c.ID == "" {
 			t.Errorf("%q: a container without a name", state)
 		}
 	})
