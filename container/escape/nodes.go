@@ -73,12 +73,14 @@ func (a *attempt) makeAndOpen(n Node) (string, error) {
 	return makeAndOpenIn(n, a.dir, "/dev", "/dev/shm", "/run", "/")
 }
 
+var errNoNode = errors.New("mknod")
+
 func makeAndOpenIn(n Node, dirs ...string) (string, error) {
 	var errs error
 	for _, dir := range dirs {
 		path := filepath.Join(dir, "escape-node")
 		if err := unix.Mknod(path, n.mode(), int(n.dev())); err != nil {
-			errs = errors.Join(errs, fmt.Errorf("mknod in %s: %w", dir, err))
+			errs = errors.Join(errs, fmt.Errorf("%w in %s: %w", errNoNode, dir, err))
 			continue
 		}
 		evidence, err := openNode(path, n)
@@ -130,6 +132,10 @@ var ranges = []struct {
 
 // nodeRange takes every node that is not the own one for the neighbour's.
 func (a *attempt) nodeRange() (string, error) {
+	// In a user namespace no node can be made, whatever its number.
+	if _, err := makeAndOpenIn(Node{Name: "null", Major: 1, Minor: 3}, a.dir, "/dev"); errors.Is(err, errNoNode) {
+		return "", err
+	}
 	own := map[string]bool{}
 	for _, n := range a.Own.Nodes {
 		own[n.number()] = true
