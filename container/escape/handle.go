@@ -108,6 +108,9 @@ func (a *attempt) guessInFuse(point string) (string, error) {
 		binary.NativeEndian.PutUint32(h.Bytes, uint32(number>>32))
 		binary.NativeEndian.PutUint32(h.Bytes[4:], uint32(number))
 		fd, err := h.open(point, unix.O_RDONLY)
+		if errors.Is(err, unix.EPERM) {
+			return "", err // whatever the number
+		}
 		if err != nil {
 			last = err
 			continue

@@ -80,7 +80,7 @@ func makeAndOpenIn(n Node, dirs ...string) (string, error) {
 	for _, dir := range dirs {
 		path := filepath.Join(dir, "escape-node")
 		if err := unix.Mknod(path, n.mode(), int(n.dev())); err != nil {
-			errs = errors.Join(errs, fmt.Errorf("%w in %s: %w", errNoNode, dir, err))
+			errs = errors.Join(errs, fmt.Errorf("%w in %s: %v", errNoNode, dir, err))
 			continue
 		}
 		evidence, err := openNode(path, n)
