@@ -45,7 +45,10 @@ type slot struct {
 	att    Attachment // nil as long as port.Status is StatusNotAssigned
 	saved  []byte     // what restores att, nil if nothing does
 	ending bool       // Detach was called
-	cancel context.CancelCauseFunc
+
+	undo    func()    // of Table.Ready
+	release sync.Once // for undo
+	cancel  context.CancelCauseFunc
 }
 
 // A PortInfo is a port and what is attached to it.
@@ -167,16 +170,28 @@ func (c *Controller) prepare(s *slot, p Plug) Plug {
 			}
 		}
 		if c.table.Ready != nil {
-			if err := c.table.Ready(c, s.port.Number, a); err != nil {
+			undo, err := c.table.Ready(c, s.port.Number, a)
+			if err != nil {
 				return err
 			}
+			s.undo = undo
 		}
 		if ready == nil {
 			return nil
 		}
 		return ready(a)
 	}
+	p.Released = s.released
 	return p
+}
+
+// released is called by a driver after Ready, and when the slot is freed.
+func (s *slot) released() {
+	s.release.Do(func() {
+		if s.undo != nil {
+			s.undo()
+		}
+	})
 }
 
 // others counts the ports in use beside that of s.
@@ -207,6 +222,7 @@ func (c *Controller) plug(ctx, life context.Context, op string, s *slot, attach 
 			errno = attachErrno(errors.Join(err, attempt.Err()))
 		}
 		s.cancel(nil)
+		s.released()
 		c.release(s)
 		return c.error(op, s.port.Number, errno, err)
 	}
@@ -216,7 +232,9 @@ func (c *Controller) plug(ctx, life context.Context, op string, s *slot, attach 
 	c.mu.Lock()
 	s.att = att
 	s.port.Status = vhci.StatusUsed
-	c.attaching = nil
+	if c.attaching == s {
+		c.attaching = nil
+	}
 	info := s.info()
 	c.mu.Unlock()
 	c.tell(Event{Kind: Attached, Port: info})
@@ -293,6 +311,9 @@ func (c *Controller) watch(life context.Context, s *slot, att Attachment) {
 		att.Leave()
 	} else {
 		att.Detach()
+	}
+	if !left || s.saved == nil {
+		s.released()
 	}
 	s.cancel(nil)
 

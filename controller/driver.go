@@ -90,7 +90,12 @@ type Plug struct {
 	Judge func(*usb.Descriptors) error
 
 	// Ready, if not nil, is called when the device works and before it shows
-	// on its port. Its error refuses the device. What it sets up ends with the
-	// Attachment's Done: the attempt can still end with its context.
+	// on its port. Its error refuses the device.
 	Ready func(Attachment) error
+
+	// Released ends what Ready has set up. A driver whose devices have a place that
+	// others get after them calls it in between: when the device is gone, and before
+	// its place is free. The controller calls it in the end anyway, but not when
+	// the device is left. It may be called more than once.
+	Released func()
 }

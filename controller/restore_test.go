@@ -320,3 +320,44 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("%d ports are in use", len(used))
 	}
 }
+
+// What Ready did is undone once: when the device is gone, also one that was
+// refused after that, but not when it is left to a later process.
+func TestReadyIsUndone(t *testing.T) {
+	noLeaks(t)
+	var (
+		k    kernel
+		disk shelf
+		undo = make(chan int, 8)
+	)
+	begin := func() *Table {
+		table := disk.table(t)
+		table.Ready = func(_ *Controller, port int, _ Attachment) (func(), error) {
+			return func() { undo <- port }, nil
+		}
+		return table
+	}
+	first := begin()
+	c := create(t, first, "pad", &k)
+	_, err := c.Attach(t.Context(), 3, Plug{Device: newScanner(t, usb.SpeedFull), Ready: func(Attachment) error { return errors.New("no") }})
+	wantErrno(t, err, syscall.EACCES)
+	if port := <-undo; port != 3 {
+		t.Errorf("undone is port %d, not 3", port)
+	}
+	_, err = c.Attach(t.Context(), 2, Plug{Device: newScanner(t, usb.SpeedFull)})
+	must(t, err)
+	first.Close()
+	if len(undo) != 0 {
+		t.Error("undone for a device that is left")
+	}
+	second := begin()
+	c, err = second.Restore(0, Config{HubPorts: DefaultHubPorts, Driver: &k, Policy: policy.Open()})
+	must(t, err)
+	if errs := c.RestorePorts(t.Context(), disk.kept[0], nil); errs != nil {
+		t.Fatal(errs)
+	}
+	must(t, second.Delete(0))
+	if port := <-undo; port != 2 || len(undo) != 0 {
+		t.Errorf("undone is port %d, and %d more", port, len(undo))
+	}
+}

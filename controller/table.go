@@ -52,10 +52,10 @@ type Table struct {
 	Forget func(index int)
 
 	// Ready, if not nil, is called when a device works and before it shows on
-	// its port, a restored one too. Its error refuses the device. What it sets
-	// up ends with the Attachment's Done. It must be set before the first
-	// attach.
-	Ready func(c *Controller, port int, a Attachment) error
+	// its port, a restored one too. Its error refuses the device. What it returns
+	// undoes what it did: it is called when the device is gone, before another
+	// device can be in its place. It must be set before the first attach.
+	Ready func(c *Controller, port int, a Attachment) (undo func(), err error)
 
 	mu     sync.RWMutex
 	list   []*Controller // by index, nil where there is none

@@ -192,28 +192,26 @@ func (k *containers) end(c *controller.Controller, m *member) {
 }
 
 // ready shows a device to the container of its controller, if it has one.
-func (k *containers) ready(c *controller.Controller, port int, a controller.Attachment) error {
+func (k *containers) ready(c *controller.Controller, port int, a controller.Attachment) (undo func(), err error) {
 	m, v := k.member(c)
 	if m == nil || a.Path() == "" {
-		return nil
+		return nil, nil
 	}
 	if v == nil {
-		return errors.New("its container is not ready")
+		return nil, errors.New("its container is not ready")
 	}
 	if err := k.keeper.Sync(); err != nil {
 		k.log.Warn("a container does not see its devices as they are", "reason", err)
 	}
 	remove, err := v.Add(port, a.Path())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	go func() { // ends with the attachment
-		<-a.Done()
+	return func() {
 		if err := remove(); err != nil {
 			k.log.Warn("a device that is gone is still shown", "controller", c.String(), "port", port, "reason", err)
 		}
-	}()
-	return nil
+	}, nil
 }
 
 // allowed tells whether a process may attach to a controller.

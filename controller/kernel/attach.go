@@ -170,6 +170,7 @@ func (d *Driver) give(ctx context.Context, p controller.Plug, a *attachment, s s
 	if a.l, err = d.attachSocket(p, s); err != nil {
 		return err
 	}
+	a.l.released = p.Released
 	defer func() {
 		if err != nil {
 			end(a.src)

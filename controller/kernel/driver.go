@@ -143,6 +143,8 @@ type lease struct {
 	d    *Driver
 	port int
 	path string // of its device in sysfs
+
+	released func() // of the plug, once the device can be ready
 }
 
 // take leases a port for a device of speed s. Those in skip are not tried.
@@ -208,8 +210,8 @@ func (l *lease) vacated() bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// release gives the port back when the kernel has let go of it. It returns then,
-// or after releaseTimeout.
+// release gives the port back when the kernel has let go of it, and what showed
+// the device has been taken back. It returns then, or after releaseTimeout.
 func (l *lease) release() {
 	done := make(chan struct{})
 	l.d.leaving.Go(func() {
@@ -218,6 +220,9 @@ func (l *lease) release() {
 			if !w.next(l.d.closed, nil) {
 				return // the next process finds the port as it is
 			}
+		}
+		if l.released != nil {
+			l.released()
 		}
 		l.giveBack()
 	})

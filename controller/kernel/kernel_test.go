@@ -5,6 +5,7 @@ package kernel_test
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,6 +120,38 @@ func TestPortsAreShared(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no free kernel port") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// What showed a device is taken back when it is gone and before its port is
+// another's.
+func TestReleasedBeforeThePortIsFree(t *testing.T) {
+	noLeaks(t)
+	h := newHost(t, 1, 1)
+	d := newDriver(t, h, workerDir(t))
+	p, _ := export(t, "scanner")
+	early, _ := export(t, "scanner")
+	late, _ := export(t, "scanner")
+	var path string
+	released := false
+	p.Released = func() {
+		released = true
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("released while the device is there: %v", err)
+		}
+		if _, err := d.Attach(t.Context(), early); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("attach to the port before it is free: %v", err)
+		}
+	}
+	a, err := d.Attach(t.Context(), p)
+	must(t, err)
+	path = a.Path()
+	a.Detach()
+	if !released {
+		t.Error("not released")
+	}
+	a, err = d.Attach(t.Context(), late)
+	must(t, err)
+	a.Detach()
 }
 
 // A port is not leased again before its device has left sysfs, and one that

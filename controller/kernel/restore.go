@@ -98,6 +98,7 @@ func (d *Driver) restore(ctx context.Context, p controller.Plug, text []byte) (_
 	if a.dev, a.l, err = d.find(s.Identity); err != nil {
 		return nil, err
 	}
+	a.l.released = p.Released
 	err = judge(p, a.desc)
 	if err == nil && p.Ready != nil {
 		err = p.Ready(a)
