@@ -40,13 +40,19 @@ func installed(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// installDaemon runs a daemon with two controllers, own and hers, and an exporter
-// that has a signature pad for each, 1-1 and 1-2.
-func installDaemon(t *testing.T) {
+// linkEscape installs the attacker.
+func linkEscape(t *testing.T) {
 	t.Helper()
 	if err := os.Symlink("usbns", "/usr/bin/usbns-escape"); err != nil && !errors.Is(err, fs.ErrExist) {
 		t.Fatal(err)
 	}
+}
+
+// installDaemon runs a daemon with two controllers, own and hers, and an exporter
+// that has a signature pad for each, 1-1 and 1-2.
+func installDaemon(t *testing.T) {
+	t.Helper()
+	linkEscape(t)
 	daemon := exec.Command("/usr/bin/usbns", "daemon")
 	daemon.Stderr = t.Output()
 	out, err := daemon.StdoutPipe()
@@ -115,7 +121,12 @@ func startWithController(t *testing.T, r runtimestest.Runtime, controller string
 func attachTo(t *testing.T, controller, busid, serial string) escape.Target {
 	t.Helper()
 	installed(t, "attach", "-r", "127.0.0.1", "-b", busid, "-i", controller)
-	var target escape.Target
+	return describe(t, serial)
+}
+
+// describe waits until a device has its nodes.
+func describe(t *testing.T, serial string) (target escape.Target) {
+	t.Helper()
 	waitUntil(t, serial+" has its nodes", func() bool {
 		files, err := filepath.Glob("/sys/bus/usb/devices/*/serial")
 		if err != nil {
