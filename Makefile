@@ -10,7 +10,7 @@ PORTABLE := ./cmd/... ./usb/... ./usbip/... ./emulate/...
 sources = go.mod go.sum $(shell find $1 -name '*.go' ! -name '*_test.go' ! -path '*/testdata/*')
 
 .NOTPARALLEL:
-.PHONY: help build demo test test-host test-fuzz test-guest cross lint bench fuzz fetch update-cache clean
+.PHONY: help build demo test test-host test-fuzz test-guest soak cross lint bench fuzz fetch update-cache clean
 
 help: ## Tell what there is.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-20s  %s\n' "$$name" "$$text"; done
@@ -53,6 +53,11 @@ test-guest: bin/usbns fetch ## Run the guest tests on kernels 6.12 and 6.1, or o
 	for kernel in $(KERNELS); do \
 		echo "guest tests on kernel $$kernel"; \
 		CGO_ENABLED=0 $(GO) test -p 2 -tags guest -run '^TestGuest' -exec "$(CURDIR)/bin/vmexec -kernel $$kernel" $(call tested,'^//go:build guest$$') || exit; \
+	done
+
+soak: bin/usbns fetch ## Start and end containers a thousand times in guests, and look for what is left. Takes half an hour.
+	@for kernel in $(KERNELS); do \
+		CGO_ENABLED=0 $(GO) test -timeout 60m -tags guest -run '^TestSoak' -v -exec "$(CURDIR)/bin/vmexec -kernel $$kernel" ./cmd/usbns || exit; \
 	done
 
 fetch: bin/vmexec ## Fetch QEMU, kernels and stock tools from Debian into the user's cache.
