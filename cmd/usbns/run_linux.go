@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -142,13 +141,16 @@ func supervise(b *box.Box) (int, error) {
 	return b.Wait()
 }
 
-// makeCgroup makes a cgroup for one container.
+// makeCgroup makes a cgroup for one container, of a name that none had before:
+// the daemon may still be at removing that of an earlier one.
 func makeCgroup() (string, error) {
-	dir := filepath.Join(runCgroups, "run-"+strconv.Itoa(os.Getpid()))
 	for {
-		err := os.MkdirAll(dir, 0o755)
+		err := os.MkdirAll(runCgroups, 0o755)
 		if err == nil {
-			return dir, nil
+			var dir string
+			if dir, err = os.MkdirTemp(runCgroups, "run-"); err == nil {
+				return dir, os.Chmod(dir, 0o755)
+			}
 		}
 		if !errors.Is(err, os.ErrNotExist) { // the last container has just removed the parent
 			return "", fmt.Errorf("make a cgroup: %w (it needs root and cgroups of version 2)", err)
