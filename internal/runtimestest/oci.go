@@ -69,8 +69,14 @@ func (o *oci) pid() (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
+// attach has crun not wait: now and then its 1.8.1 loses what it waits for, and
+// says 255 while that goes on.
 func (o *oci) attach(argv []string) []string {
-	return append([]string{string(o.runtime)}, o.args("exec", append([]string{o.name}, argv...)...)...)
+	words := append([]string{o.name}, argv...)
+	if o.runtime == Crun {
+		words = append([]string{"--detach"}, words...)
+	}
+	return append([]string{string(o.runtime)}, o.args("exec", words...)...)
 }
 
 func (o *oci) stop() error {

@@ -140,19 +140,28 @@ func (c *Container) PID() int {
 	return pid
 }
 
-// Command is a program to be run inside.
+// Command is a program to be run inside. It has ended when its output has; its
+// exit status is not known with crun.
 func (c *Container) Command(ctx context.Context, argv ...string) *exec.Cmd {
 	argv = c.attach(argv)
 	return exec.CommandContext(ctx, argv[0], argv[1:]...)
 }
 
-// Run runs a program inside and gives what it prints.
+// Run runs a program inside and gives what it prints. Its exit status is not known
+// with crun.
 func (c *Container) Run(argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := c.Command(ctx, argv...)
 	cmd.WaitDelay = time.Second // what it left may hold its output open
+	if c.Runtime == Crun {      // it goes on when the command has ended
+		cmd.WaitDelay = patience
+	}
 	out, err := cmd.CombinedOutput()
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(c.dir, "log")) // of the runtime, if it has anything to say
+		out = append(out, log...)
+	}
 	return string(out), err
 }
 
