@@ -66,7 +66,7 @@ func TestGuestStockToolWithKernel(t *testing.T) {
 	var both sync.WaitGroup
 	for i, r := range rooms {
 		both.Go(func() {
-			if out, err := r.run("sh", "-c", kernelRounds, "sh", fmt.Sprintf("1-%d", i+1), "2"); err != nil {
+			if out, err := r.run("sh", "-c", kernelRounds, "sh", fmt.Sprintf("1-%d", i+1), "10"); err != nil {
 				t.Errorf("rounds of room %d: %v\n%s", i, err, out)
 			}
 		})

@@ -197,7 +197,7 @@ func TestGuestStockTool(t *testing.T) {
 	var both sync.WaitGroup
 	for i, r := range []room{a, b} {
 		both.Go(func() {
-			if out, err := r.run("sh", "-c", rounds, "sh", fmt.Sprintf("1-%d", i+1), "10"); err != nil {
+			if out, err := r.run("sh", "-c", rounds, "sh", fmt.Sprintf("1-%d", i+1), "50"); err != nil {
 				t.Errorf("rounds: %v\n%s", err, out)
 			}
 		})
