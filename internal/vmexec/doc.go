@@ -44,9 +44,10 @@
 // tree over 9p under an overlay, moves into it and runs the test. Output,
 // results (profiles, the log by which go test caches) and exit status come back
 // over one virtio-serial port. The kernel's console is kept and shown only if
-// the guest dies, or as it comes with -console. A guest that outlasts the
-// test's -timeout by half a minute is killed, and QEMU ends with vmexec however
-// that ends.
+// the guest dies, or as it comes with -console; if a test fails, the end of the
+// kernel's log with the tasks that are stuck follows its output. A guest that
+// outlasts the test's -timeout by half a minute is killed, and QEMU ends with
+// vmexec however that ends.
 //
 // # Why so
 //

@@ -80,6 +80,11 @@ func runGuest() error {
 	if err != nil {
 		return err
 	}
+	if status != 0 {
+		if err := tellKernelLog(frameWriter{wire, outputFrame}); err != nil {
+			return err
+		}
+	}
 	if len(s.Results) > 0 {
 		if err := writeTar(frameWriter{wire, resultFrame}, s.Results); err != nil {
 			return err
@@ -272,6 +277,21 @@ func runTest(s spec, out io.Writer) (status int, err error) {
 		return 1, nil
 	}
 	return end.ExitStatus(), nil
+}
+
+// tellKernelLog prints the end of the kernel's log, with the tasks that are stuck:
+// a test can fail by what only the kernel knows.
+func tellKernelLog(out io.Writer) error {
+	if err := os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0); err != nil {
+		return err
+	}
+	log := make([]byte, tailSize)
+	n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, log)
+	if err != nil {
+		return fmt.Errorf("the kernel's log: %w", err)
+	}
+	_, err = fmt.Fprintf(out, "vmexec: the test failed; the kernel's log ends:\n%s", log[:n])
+	return err
 }
 
 // reap waits for pid, and for the orphans that fall to the first process.

@@ -42,7 +42,7 @@ func (m *machine) command(ctx context.Context) *exec.Cmd {
 	// the ten periods that the kernel waits for it, and it panics.
 	kernelArgs := "console=ttyS0 panic=-1 oops=panic mitigations=off no_timer_check"
 	if !m.console {
-		kernelArgs += " loglevel=4"
+		kernelArgs += " loglevel=5" // warnings and what is worse
 	}
 	// With a thread for each CPU one of them can run into the breakpoint of a
 	// code patch that the other has just completed, and the kernel oopses (int3

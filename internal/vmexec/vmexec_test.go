@@ -106,7 +106,7 @@ func TestOutcome(t *testing.T) {
 		err     string // if it is no exitError
 		outputs []string
 	}{
-		{run: "TestFail", status: 1, outputs: []string{"behaviour_test.go:", "as it should", "--- FAIL: TestFail"}},
+		{run: "TestFail", status: 1, outputs: []string{"behaviour_test.go:", "as it should", "--- FAIL: TestFail", "the kernel's log ends:\n", "sysrq: Show Blocked State"}},
 		{run: "TestPanic", status: 2, outputs: []string{"panic: as it should", "goroutine "}},
 		{run: "TestHang", status: 2, args: []string{"-test.timeout=1s"}, outputs: []string{"panic: test timed out after 1s"}},
 		{run: "TestKilled", status: 1, outputs: []string{"vmexec: the test was killed: killed"}},
