@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/usbns/usbns/usb"
@@ -26,7 +27,8 @@ type ServeOptions struct {
 // ServeDevice gives dev to the importer at the other end of conn, which is past
 // IMPORT: an exporter's connection, or one end of a socketpair whose other end
 // was given to the kernel. It returns when that end closes the connection, the
-// device is gone, ctx ends, or the peer breaks a rule; nil in the first case.
+// device is gone, ctx ends, or the peer breaks a rule; nil in the first case,
+// answers unread or not.
 //
 // conn is closed then, the transfers in flight have been cancelled and have
 // completed, and the device has been reset, so that the next importer finds it
@@ -140,12 +142,18 @@ func (s *session) serve(ctx context.Context) error {
 	watch.Wait()
 	reset := s.end()
 	switch {
-	case s.err == io.EOF:
+	case closedByPeer(s.err):
 		return reset
 	case reset != nil:
 		return fmt.Errorf("%w; %w", s.err, reset)
 	}
 	return s.err
+}
+
+// closedByPeer reports whether the peer has closed the connection: between
+// messages, or with answers on their way to it.
+func closedByPeer(err error) bool {
+	return err == io.EOF || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // end takes the device back.

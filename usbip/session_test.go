@@ -153,6 +153,22 @@ func TestSessionEndsDuringReset(t *testing.T) {
 	})
 }
 
+// TestSessionPeerLeavesAnswers shows that a peer may close the connection with
+// answers unread, which TCP tells as a reset.
+func TestSessionPeerLeavesAnswers(t *testing.T) {
+	noLeaks(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	p.send(submitPDU(1, 0x80, usb.Setup{RequestType: 0x80, Length: 2}, nil, 2))
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if err := p.end(); err != nil {
+		t.Errorf("session ended with %v", err)
+	}
+}
+
 func isResetError(err error) bool {
 	_, ok := errors.AsType[*ResetError](err)
 	return ok
