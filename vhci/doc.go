@@ -51,7 +51,13 @@
 //   - Detach only queues the work. Until it is done a second detach succeeds and
 //     an attach to the port fails with EBUSY. The peer's closing of the
 //     connection takes the same path. The socket is shut down, for all who have
-//     it, and the port is free a moment before the device is gone from sysfs.
+//     it, and the port is free before the device is gone from sysfs: a moment as
+//     a rule, seconds while the root hub waits for a device on another port.
+//   - Who attaches in between, to a port that is free, has his device taken for
+//     the one that is leaving if both say the same of themselves
+//     (hub_port_connect_change in drivers/usb/core/hub.c): it inherits drivers
+//     and authorization, gets no address, and the port stays at 004.
+//     [Driver.FreePort] does not give such a port.
 //   - The sockfd column is a number in the table of the process that attached.
 //     It means nothing to anybody else. A port whose socket is already let go
 //     but whose device is not can still be at 006, with -1 (4294967295).

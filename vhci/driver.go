@@ -255,8 +255,10 @@ func (d *Driver) portsNotReady(controller int) []Port {
 }
 
 // FreePort returns the first free port for a device of speed s, reading one
-// controller after the other. The port may be taken by somebody else before it
-// is used: an attach that fails with EBUSY is a reason to ask again.
+// controller after the other. A port whose last device has not left sysfs yet
+// does not count: see the package comment. The port may be taken by somebody
+// else before it is used: an attach that fails with EBUSY is a reason to ask
+// again.
 func (d *Driver) FreePort(s usb.Speed) (int, error) {
 	for k := range d.geometry.Controllers {
 		ports, err := d.Ports(k)
@@ -264,12 +266,32 @@ func (d *Driver) FreePort(s usb.Speed) (int, error) {
 			return 0, err
 		}
 		for _, p := range ports {
-			if p.Free() && p.Hub == HubFor(s) {
+			if !p.Free() || p.Hub != HubFor(s) {
+				continue
+			}
+			if leaving, err := d.leaving(p.Number); err != nil {
+				return 0, err
+			} else if !leaving {
 				return p.Number, nil
 			}
 		}
 	}
 	return 0, d.fail("free port", -1, fmt.Errorf("%w for %s speed", ErrNoFreePort, s))
+}
+
+// leaving reports whether the device that was last on a free port still is in
+// sysfs.
+func (d *Driver) leaving(port int) (bool, error) {
+	place, _ := d.geometry.Place(port)
+	hubs, err := d.RootHubs(place.Controller)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // a controller of usbns
+	} else if err != nil {
+		return false, err
+	}
+	hub := hubs[place.Hub]
+	_, err = d.platform.Lstat(filepath.Join(hub.dir(), hub.BusID(place.Index)))
+	return err == nil, nil
 }
 
 // Attach hands a socket to a port. The controller keeps a reference of its own,

@@ -188,6 +188,27 @@ func TestFreePort(t *testing.T) {
 	}
 }
 
+func TestFreePortHasNoLeavingDevice(t *testing.T) {
+	d := open(t, vhcitest.New(t, 1, 2).Sysfs(), 0)
+	hubs, err := d.RootHubs(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := filepath.Join(hubs[vhci.HubHigh].Path(), hubs[vhci.HubHigh].BusID(0))
+	if err := os.Mkdir(device, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if port, err := d.FreePort(usb.SpeedHigh); err != nil || port != 1 {
+		t.Errorf("free port %d, %v; want 1", port, err)
+	}
+	if err := os.Remove(device); err != nil {
+		t.Fatal(err)
+	}
+	if port, err := d.FreePort(usb.SpeedHigh); err != nil || port != 0 {
+		t.Errorf("free port %d, %v; want 0", port, err)
+	}
+}
+
 func TestAttachAndDetach(t *testing.T) {
 	kernel := vhcitest.New(t, 2, 2)
 	d := open(t, kernel.Sysfs(), 0)
