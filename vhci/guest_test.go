@@ -25,6 +25,7 @@ import (
 func openKernel(t *testing.T) *vhci.Driver {
 	t.Helper()
 	d := open(t, vhci.Sysfs{}, 0)
+	want := map[usb.Speed]int{usb.SpeedHigh: 0, usb.SpeedSuper: d.Geometry().HubPorts}
 	t.Cleanup(func() {
 		ports, err := d.AllPorts()
 		if err != nil {
@@ -34,6 +35,14 @@ func openKernel(t *testing.T) *vhci.Driver {
 			if !p.Free() {
 				_ = d.Detach(p.Number)
 				until(t, d, p.Number, vhci.StatusNull)
+			}
+		}
+		for _, speed := range []usb.Speed{usb.SpeedHigh, usb.SpeedSuper} {
+			for first := -1; first != want[speed]; { // the devices leave later
+				if first, err = d.FreePort(speed); err != nil {
+					t.Fatal(err)
+				}
+				runtime.Gosched()
 			}
 		}
 	})
