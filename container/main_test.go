@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/must"
 )
 
 // helperEnv makes the test binary one of the programs that call.
@@ -120,27 +122,12 @@ func helper(t *testing.T, what string, attr *syscall.SysProcAttr) (pid int, line
 // checkLeaks fails the test if it leaves descriptors open.
 func checkLeaks(t *testing.T) {
 	t.Helper()
-	before := openFiles(t)
+	before := must.Descriptors(t)
 	t.Cleanup(func() {
-		if after := openFiles(t); len(after) != len(before) {
+		if after := must.Descriptors(t); len(after) != len(before) {
 			t.Errorf("descriptors before: %v, after: %v", before, after)
 		}
 	})
-}
-
-func openFiles(t *testing.T) []string {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var open []string
-	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
-			open = append(open, e.Name()+" "+target)
-		}
-	}
-	return open
 }
 
 // pair returns two ends of a Unix socket, closed with the test.

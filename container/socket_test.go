@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/must"
 )
 
 type badDescriptor struct {
@@ -133,12 +135,12 @@ func TestReceiveSocketRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 			})
-			before := len(openFiles(t))
+			before := len(must.Descriptors(t))
 			_, _, err := ReceiveSocket(to, 4)
 			if err == nil || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %v, want %q", err, test.text)
 			}
-			if after := len(openFiles(t)); after != before {
+			if after := len(must.Descriptors(t)); after != before {
 				t.Errorf("%d descriptors stay open", after-before)
 			}
 		})

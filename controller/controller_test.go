@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
@@ -21,14 +22,14 @@ import (
 const header = "hub port sta spd dev      sockfd local_busid\n"
 
 func TestAttachUseDetach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	scanner := newScanner(t, 0)
 	plug, _ := export(t, scanner)
 	c, events := newController(t, &User{})
 	wantStatus(t, c, idle(2))
 
 	port, err := c.Attach(t.Context(), 1, plug)
-	must(t, err)
+	must.OK(t, err)
 	if port != 1 {
 		t.Errorf("port %d", port)
 	}
@@ -50,12 +51,12 @@ func TestAttachUseDetach(t *testing.T) {
 	go func() { scanned <- scanner.Scan(t.Context(), "7") }()
 	dev := c.Device(1)
 	var report [8]byte
-	must(t, usb.Do(t.Context(), dev, &usb.URB{Type: usb.Interrupt, Endpoint: 0x81, Buffer: report[:]}))
+	must.OK(t, usb.Do(t.Context(), dev, &usb.URB{Type: usb.Interrupt, Endpoint: 0x81, Buffer: report[:]}))
 	if report[2] != 0x24 { // the usage of 7 on a keyboard
 		t.Errorf("report % x", report)
 	}
 
-	must(t, c.Detach(1))
+	must.OK(t, c.Detach(1))
 	if e := wantEvent(t, events, Detached, 1); e.Err != nil {
 		t.Errorf("detached with %v", e.Err)
 	}
@@ -71,7 +72,7 @@ func TestAttachUseDetach(t *testing.T) {
 }
 
 func TestSpeedChoosesTheHalf(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	for _, tt := range []struct {
 		speed      usb.Speed
 		port, want int
@@ -87,7 +88,7 @@ func TestSpeedChoosesTheHalf(t *testing.T) {
 			c, _ := newController(t, &User{})
 			s := newScanner(t, tt.speed)
 			port, err := c.Attach(t.Context(), tt.port, Plug{Device: s})
-			must(t, err)
+			must.OK(t, err)
 			if got := c.Ports()[tt.want]; port != tt.want || got.BusID != tt.busid || got.Status != vhci.StatusUsed {
 				t.Errorf("port %d, %+v", port, got)
 			}
@@ -96,12 +97,12 @@ func TestSpeedChoosesTheHalf(t *testing.T) {
 }
 
 func TestGoneDeviceFreesItsPort(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, events := newController(t, &User{})
 	for range 3 {
 		plug, stop := export(t, newScanner(t, 0))
 		_, err := c.Attach(t.Context(), 0, plug)
-		must(t, err)
+		must.OK(t, err)
 		wantEvent(t, events, Attached, 0)
 		stop()
 		e := wantEvent(t, events, Detached, 0)
@@ -113,11 +114,11 @@ func TestGoneDeviceFreesItsPort(t *testing.T) {
 }
 
 func TestBadAttachIsRefusedUntouched(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, _ := newController(t, driverFunc(func(context.Context, Plug) (Attachment, error) {
 		panic("the driver was called")
 	}))
-	conn, peer := connect(t)
+	conn, peer := must.Connect(t)
 	for name, tt := range map[string]struct {
 		port int
 		plug Plug
@@ -152,10 +153,10 @@ func TestDetachOfWhatIsNotThere(t *testing.T) {
 }
 
 func TestPortInUse(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, _ := newController(t, &User{})
 	_, err := c.Attach(t.Context(), 0, Plug{Device: newScanner(t, 0)})
-	must(t, err)
+	must.OK(t, err)
 	before := string(c.AppendStatus(nil))
 	other := newScanner(t, 0)
 	for _, port := range []int{0, 2} { // 2 lands on 0
@@ -164,7 +165,7 @@ func TestPortInUse(t *testing.T) {
 	}
 	wantStatus(t, c, before)
 	_, err = c.Attach(t.Context(), 1, Plug{Device: other})
-	must(t, err)
+	must.OK(t, err)
 }
 
 // startAttach returns when the driver waits for the end of its context.
@@ -176,7 +177,7 @@ func startAttach(t *testing.T, ctx context.Context) (*Controller, <-chan error) 
 		<-ctx.Done()
 		return nil, syscall.EBUSY
 	}))
-	conn, _ := connect(t)
+	conn, _ := must.Connect(t)
 	result := make(chan error, 1)
 	go func() {
 		_, err := c.Attach(ctx, 0, Plug{Conn: conn, Speed: usb.SpeedFull})
@@ -187,7 +188,7 @@ func startAttach(t *testing.T, ctx context.Context) (*Controller, <-chan error) 
 }
 
 func TestOneAttachAtATime(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	c, result := startAttach(t, ctx)
 	wantStatus(t, c, strings.Replace(idle(2), "0000 004", "0000 005", 1))
@@ -204,7 +205,7 @@ func TestOneAttachAtATime(t *testing.T) {
 }
 
 func TestCauseOfTheEndOfAnAttach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	c, result := startAttach(t, ctx)
 	cause := errors.New("the user left")
@@ -217,15 +218,15 @@ func TestCauseOfTheEndOfAnAttach(t *testing.T) {
 }
 
 func TestDetachEndsAnAttach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, result := startAttach(t, t.Context())
-	must(t, c.Detach(0))
+	must.OK(t, c.Detach(0))
 	wantErrno(t, <-result, syscall.ECANCELED)
 	wantStatus(t, c, idle(2))
 }
 
 func TestDeleteEndsAnAttach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, result := startAttach(t, t.Context())
 	c.stop(errClosed)
 	wantErrno(t, <-result, syscall.ENODEV)
@@ -261,9 +262,9 @@ func TestDriversErrors(t *testing.T) {
 }
 
 func TestSilentPeer(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	plug := func() Plug {
-		conn, _ := connect(t)
+		conn, _ := must.Connect(t)
 		return Plug{Conn: conn, Speed: usb.SpeedFull}
 	}
 	t.Run("deadline of the caller", func(t *testing.T) {
@@ -285,12 +286,12 @@ func TestSilentPeer(t *testing.T) {
 // The peer describes the device and then answers nothing more, cancellations
 // included.
 func TestPeerSilentAfterItsDescriptors(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, _ := newController(t, &User{
 		Timeout: time.Hour,
 		Import:  usbip.ImportOptions{UnlinkTimeout: time.Hour},
 	})
-	conn, peer := connect(t)
+	conn, peer := must.Connect(t)
 	d := newScanner(t, 0).Descriptors()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -306,7 +307,7 @@ func TestPeerSilentAfterItsDescriptors(t *testing.T) {
 }
 
 func TestBadPeer(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	for name, tt := range map[string]struct {
 		peer func(net.Conn)
 		want syscall.Errno
@@ -317,7 +318,7 @@ func TestBadPeer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, _ := newController(t, &User{})
-			conn, peer := connect(t)
+			conn, peer := must.Connect(t)
 			done := make(chan struct{})
 			go func() { defer close(done); tt.peer(peer) }()
 			_, err := c.Attach(t.Context(), 0, Plug{Conn: conn, Speed: usb.SpeedFull})
@@ -326,13 +327,13 @@ func TestBadPeer(t *testing.T) {
 			<-done
 			plug, _ := export(t, newScanner(t, 0))
 			_, err = c.Attach(t.Context(), 0, plug)
-			must(t, err)
+			must.OK(t, err)
 		})
 	}
 }
 
 func TestReady(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, events := newController(t, &User{})
 	plug, _ := export(t, newScanner(t, 0))
 	no := errors.New("keyboards are not allowed")
@@ -355,24 +356,24 @@ func TestReady(t *testing.T) {
 		return nil
 	}
 	_, err = c.Attach(t.Context(), 0, plug)
-	must(t, err)
+	must.OK(t, err)
 	wantEvent(t, events, Attached, 0)
 }
 
 // A device that was handed over as such is still the caller's after a failure.
 func TestRefusedDeviceStaysOpen(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	c, _ := newController(t, &User{})
 	s := newScanner(t, 0)
 	_, err := c.Attach(t.Context(), 0, Plug{Device: s, Ready: func(Attachment) error { return errors.New("no") }})
 	wantErrno(t, err, syscall.EACCES)
 	_, err = c.Attach(t.Context(), 0, Plug{Device: s})
-	must(t, err)
+	must.OK(t, err)
 }
 
 // The port is attached again as soon as it is free, told or not.
 func TestEventsAreInOrder(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var kinds []EventKind
 	table := &Table{OnEvent: func(e Event) {
 		e.Controller.AppendStatus(nil)
@@ -380,7 +381,7 @@ func TestEventsAreInOrder(t *testing.T) {
 		kinds = append(kinds, e.Kind)
 	}}
 	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	const rounds = 200
 	for range rounds {
 		s := newScanner(t, 0)
@@ -392,7 +393,7 @@ func TestEventsAreInOrder(t *testing.T) {
 			wantErrno(t, err, syscall.EBUSY)
 			runtime.Gosched()
 		}
-		must(t, made[0].Detach(0))
+		must.OK(t, made[0].Detach(0))
 	}
 	table.Close()
 	if len(kinds) != 2*rounds {
@@ -406,7 +407,7 @@ func TestEventsAreInOrder(t *testing.T) {
 }
 
 func TestTwoControllersAtOnce(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var wg sync.WaitGroup
 	for range 2 {
 		c, events := newController(t, &User{})

@@ -5,13 +5,12 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
-	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
@@ -19,13 +18,6 @@ import (
 )
 
 const testDevID = 0x10002
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 func wantErrno(t testing.TB, err error, want syscall.Errno) {
 	t.Helper()
@@ -38,40 +30,6 @@ func wantErrno(t testing.TB, err error, want syscall.Errno) {
 	}
 }
 
-// noLeaks fails the test if goroutines of this module are left at its end.
-func noLeaks(t testing.TB) {
-	t.Helper()
-	t.Cleanup(func() {
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			left := goroutines()
-			if len(left) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("goroutines are left:\n%s", strings.Join(left, "\n\n"))
-				return
-			}
-			runtime.Gosched()
-		}
-	})
-}
-
-func goroutines() []string {
-	buf := make([]byte, 1<<20)
-	buf = buf[:runtime.Stack(buf, true)]
-	var ours []string
-	for _, g := range strings.Split(string(buf), "\n\n")[1:] {
-		for _, pkg := range []string{"/usbip.", "/emulate.", "/controller.(*", "/usb."} {
-			if strings.Contains(g, "usbns"+pkg) {
-				ours = append(ours, g)
-				break
-			}
-		}
-	}
-	return ours
-}
-
 // newController returns the only controller of a table that tells its events.
 func newController(t testing.TB, d Driver) (*Controller, <-chan Event) {
 	t.Helper()
@@ -79,7 +37,7 @@ func newController(t testing.TB, d Driver) (*Controller, <-chan Event) {
 	table := &Table{OnEvent: func(e Event) { events <- e }}
 	t.Cleanup(table.Close)
 	made, err := table.Create(Config{Name: "pad", HubPorts: 2, Driver: d, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	return made[0], events
 }
 
@@ -100,41 +58,19 @@ func wantEvent(t testing.TB, events <-chan Event, kind EventKind, port int) Even
 func newScanner(t testing.TB, speed usb.Speed) *emulate.Scanner {
 	t.Helper()
 	s, err := emulate.NewScanner(emulate.Options{Speed: speed})
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { s.Close() })
 	return s
-}
-
-// connect returns both ends of a TCP connection.
-func connect(t testing.TB) (here, peer net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	here, err = net.Dial("tcp", l.Addr().String())
-	must(t, err)
-	peer, err = l.Accept()
-	must(t, err)
-	t.Cleanup(func() { here.Close(); peer.Close() })
-	return here, peer
 }
 
 // export serves dev, and returns the other end as a plug and what ends it.
 func export(t testing.TB, dev usb.Device) (Plug, func()) {
 	t.Helper()
-	here, peer := connect(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		usbip.ServeDevice(ctx, peer, testDevID, dev, nil)
-	}()
-	stop := func() { cancel(); <-done }
-	t.Cleanup(stop)
+	here, peer := must.Connect(t)
 	return Plug{
 		Conn: here, Speed: dev.Speed(), DevID: testDevID, SockFD: 3,
 		From: vhci.Record{Host: "shop", Port: "3240", BusID: "1-4"},
-	}, stop
+	}, usbiptest.Serve(t, peer, testDevID, dev)
 }
 
 // answer is a peer that answers requests for descriptors, and returns with the

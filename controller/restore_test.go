@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
@@ -116,12 +117,12 @@ func (s *shelf) table(t *testing.T) *Table {
 func create(t *testing.T, table *Table, name string, d Driver) *Controller {
 	t.Helper()
 	made, err := table.Create(Config{Name: name, Driver: d, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	return made[0]
 }
 
 func TestRestore(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var (
 		k    kernel
 		disk shelf
@@ -130,11 +131,11 @@ func TestRestore(t *testing.T) {
 	first := disk.table(t)
 	create(t, first, "gone", &k)
 	c := create(t, first, "pad", &k)
-	must(t, first.Delete(0))
+	must.OK(t, first.Delete(0))
 	_, err := c.Attach(t.Context(), 2, Plug{Device: newScanner(t, usb.SpeedFull), DevID: testDevID, From: from})
-	must(t, err)
+	must.OK(t, err)
 	_, err = c.Attach(t.Context(), 5, Plug{Device: newScanner(t, usb.SpeedFull), DevID: testDevID})
-	must(t, err)
+	must.OK(t, err)
 	before := c.Ports()
 	first.Close()
 	if len(k.held) != 2 {
@@ -146,7 +147,7 @@ func TestRestore(t *testing.T) {
 
 	second := disk.table(t)
 	c, err = second.Restore(1, Config{Name: "pad", HubPorts: DefaultHubPorts, Driver: &k, Policy: policy.Open()})
-	must(t, err)
+	must.OK(t, err)
 	if errs := c.RestorePorts(t.Context(), disk.kept[1], nil); errs != nil {
 		t.Fatal(errs)
 	}
@@ -162,8 +163,8 @@ func TestRestore(t *testing.T) {
 	if other := create(t, second, "new", &k); other.Index() != 0 {
 		t.Errorf("the index that is free is 0, not %d", other.Index())
 	}
-	must(t, c.Detach(2))
-	must(t, second.Delete(1))
+	must.OK(t, c.Detach(2))
+	must.OK(t, second.Delete(1))
 	if len(k.held) != 0 || len(disk.kept[1]) != 0 {
 		t.Errorf("left are %v, and on disk %v", k.held, disk.kept[1])
 	}
@@ -172,7 +173,7 @@ func TestRestore(t *testing.T) {
 // The process ends while devices are on their way: all that are to stay are
 // Saved, and the one that was detached does not come back.
 func TestDetachIsNotForgotten(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var (
 		k    = kernel{busy: make(chan struct{})}
 		disk shelf
@@ -181,9 +182,9 @@ func TestDetachIsNotForgotten(t *testing.T) {
 	t.Cleanup(func() { close(k.busy) })
 	for port := range 3 {
 		_, err := c.Attach(t.Context(), port, Plug{Device: newScanner(t, usb.SpeedFull)})
-		must(t, err)
+		must.OK(t, err)
 	}
-	must(t, c.Detach(1))
+	must.OK(t, c.Detach(1))
 	kept := disk.kept[0]
 	if len(kept) != 3 || kept[0].Ending || !kept[1].Ending || kept[2].Ending {
 		t.Fatalf("on disk is %+v", kept)
@@ -191,7 +192,7 @@ func TestDetachIsNotForgotten(t *testing.T) {
 
 	var later shelf
 	second, err := later.table(t).Restore(0, c.Config())
-	must(t, err)
+	must.OK(t, err)
 	errs := second.RestorePorts(t.Context(), kept, func(Attachment) error {
 		later.mu.Lock()
 		defer later.mu.Unlock()
@@ -212,14 +213,14 @@ func TestDetachIsNotForgotten(t *testing.T) {
 }
 
 func TestNotRestored(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var (
 		k    kernel
 		disk shelf
 	)
 	table := disk.table(t)
 	c, err := table.Restore(0, Config{HubPorts: 2, Driver: &k, Policy: policy.Open()})
-	must(t, err)
+	must.OK(t, err)
 	errs := c.RestorePorts(t.Context(), []SavedPort{
 		{Port: 1, Speed: usb.SpeedFull, Saved: []byte("nonesuch")},
 		{Port: 4, Speed: usb.SpeedFull},
@@ -236,7 +237,7 @@ func TestBadRestore(t *testing.T) {
 	var table Table
 	cfg := Config{Name: "pad", HubPorts: 1, Driver: &kernel{}}
 	_, err := table.Restore(3, cfg)
-	must(t, err)
+	must.OK(t, err)
 	for name, tt := range map[string]struct {
 		index int
 		cfg   Config
@@ -260,7 +261,7 @@ func TestBadRestore(t *testing.T) {
 
 // What cannot be found again after the process is not let in.
 func TestFullDisk(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var (
 		k    kernel
 		disk shelf
@@ -307,10 +308,10 @@ func TestPolicy(t *testing.T) {
 	var table Table
 	defer table.Close()
 	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Policy{Classes: policy.All, MaxDevices: 1}}, 1)
-	must(t, err)
+	must.OK(t, err)
 	c := made[0]
 	_, err = c.Attach(t.Context(), 0, Plug{Device: newScanner(t, usb.SpeedFull)})
-	must(t, err)
+	must.OK(t, err)
 	_, err = c.Attach(t.Context(), 1, Plug{Device: newScanner(t, usb.SpeedFull)})
 	wantErrno(t, err, syscall.EACCES)
 	if _, ok := errors.AsType[*policy.Refusal](err); !ok {
@@ -324,7 +325,7 @@ func TestPolicy(t *testing.T) {
 // What Ready did is undone once: when the device is gone, also one that was
 // refused after that, but not when it is left to a later process.
 func TestReadyIsUndone(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var (
 		k    kernel
 		disk shelf
@@ -345,18 +346,18 @@ func TestReadyIsUndone(t *testing.T) {
 		t.Errorf("undone is port %d, not 3", port)
 	}
 	_, err = c.Attach(t.Context(), 2, Plug{Device: newScanner(t, usb.SpeedFull)})
-	must(t, err)
+	must.OK(t, err)
 	first.Close()
 	if len(undo) != 0 {
 		t.Error("undone for a device that is left")
 	}
 	second := begin()
 	c, err = second.Restore(0, Config{HubPorts: DefaultHubPorts, Driver: &k, Policy: policy.Open()})
-	must(t, err)
+	must.OK(t, err)
 	if errs := c.RestorePorts(t.Context(), disk.kept[0], nil); errs != nil {
 		t.Fatal(errs)
 	}
-	must(t, second.Delete(0))
+	must.OK(t, second.Delete(0))
 	if port := <-undo; port != 2 || len(undo) != 0 {
 		t.Errorf("undone is port %d, and %d more", port, len(undo))
 	}

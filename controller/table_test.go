@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 )
 
@@ -17,7 +18,7 @@ func TestIndexesLowestFirst(t *testing.T) {
 	create := func(count int, want ...int) {
 		t.Helper()
 		made, err := table.Create(cfg, count)
-		must(t, err)
+		must.OK(t, err)
 		for i, c := range made {
 			if c.Index() != want[i] || table.Controller(want[i]) != c {
 				t.Errorf("controller %d of %d has index %d, want %d", i, count, c.Index(), want[i])
@@ -25,8 +26,8 @@ func TestIndexesLowestFirst(t *testing.T) {
 		}
 	}
 	create(4, 0, 1, 2, 3)
-	must(t, table.Delete(2))
-	must(t, table.Delete(0))
+	must.OK(t, table.Delete(2))
+	must.OK(t, table.Delete(0))
 	create(3, 0, 2, 4)
 	for i, c := range table.All() {
 		if c.Index() != i {
@@ -48,18 +49,18 @@ func TestIndexesLowestFirst(t *testing.T) {
 func TestNames(t *testing.T) {
 	var table Table
 	made, err := table.Create(Config{Name: "c1", Driver: &User{}}, 1)
-	must(t, err)
+	must.OK(t, err)
 	if table.ByName("c1") != made[0] || made[0].String() != "c1" || table.ByName("c2") != nil {
 		t.Error("not found by its name")
 	}
 	_, err = table.Create(Config{Name: "c1", Driver: &User{}}, 1)
 	wantErrno(t, err, syscall.EEXIST)
-	must(t, table.Delete(0))
+	must.OK(t, table.Delete(0))
 	if table.ByName("c1") != nil {
 		t.Error("found by its name after Delete")
 	}
 	made, err = table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	if s := made[0].String(); s != "vhci_hcd.0" {
 		t.Errorf("without a name it is %q", s)
 	}
@@ -105,35 +106,35 @@ func TestSerial(t *testing.T) {
 	seen := map[uint64]bool{0: true}
 	for range 3 {
 		made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 2)
-		must(t, err)
+		must.OK(t, err)
 		for _, c := range made {
 			if seen[c.Serial()] {
 				t.Errorf("serial number %d is used again", c.Serial())
 			}
 			seen[c.Serial()] = true
 		}
-		must(t, table.Delete(made[0].Index()))
+		must.OK(t, table.Delete(made[0].Index()))
 	}
 }
 
 func TestDeleteDetachesAll(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var table Table
 	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	for port := range 3 {
 		plug, _ := export(t, newScanner(t, 0))
 		_, err := made[0].Attach(t.Context(), port, plug)
-		must(t, err)
+		must.OK(t, err)
 	}
 	dev := made[0].Device(2)
-	must(t, table.Delete(0))
+	must.OK(t, table.Delete(0))
 	<-dev.Gone()
 	wantStatus(t, made[0], idle(DefaultHubPorts))
 }
 
 func TestTableConcurrently(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	var table Table
 	var wg sync.WaitGroup
 	for i := range 4 {
@@ -157,7 +158,7 @@ func TestTableConcurrently(t *testing.T) {
 	}
 	wg.Wait()
 	made, err := table.Create(Config{Driver: &User{}, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	if made[0].Index() != 0 {
 		t.Errorf("index %d in an empty table", made[0].Index())
 	}
@@ -168,7 +169,7 @@ const many = 10_000
 func TestManyControllers(t *testing.T) {
 	var table Table
 	made, err := table.Create(Config{Driver: &User{}}, many)
-	must(t, err)
+	must.OK(t, err)
 	for i, c := range made {
 		if c.Index() != i || table.Controller(i) != c {
 			t.Fatalf("controller %d is not at its index", i)
@@ -190,7 +191,7 @@ func TestEmptyControllersAllocate(t *testing.T) {
 func TestStatusDoesNotAllocate(t *testing.T) {
 	c, _ := newController(t, &User{})
 	_, err := c.Attach(t.Context(), 0, Plug{Device: newScanner(t, 0)})
-	must(t, err)
+	must.OK(t, err)
 	buf := c.AppendStatus(nil)
 	if n := testing.AllocsPerRun(100, func() { buf = c.AppendStatus(buf[:0]) }); n != 0 {
 		t.Errorf("%v allocations", n)
@@ -220,7 +221,7 @@ func BenchmarkStatus(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			var table Table
 			_, err := table.Create(Config{Driver: &User{}}, n)
-			must(b, err)
+			must.OK(b, err)
 			var buf []byte
 			for i := 0; b.Loop(); i++ {
 				buf = table.Controller(i % n).AppendStatus(buf[:0])

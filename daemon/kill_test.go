@@ -27,6 +27,7 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -66,11 +67,9 @@ type process struct {
 
 func runDir(tb testing.TB) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "x") // for the names of sockets, which are short
-	must(tb, err)
+	dir := must.TempDir(tb)
 	tb.Cleanup(func() {
 		_ = unix.Unmount(filepath.Join(dir, "sys"), unix.MNT_DETACH) // of a killed daemon
-		os.RemoveAll(dir)
 	})
 	return dir
 }
@@ -82,10 +81,10 @@ func start(t testing.TB, dir, vault, text string, then func(*process)) *process 
 	p.Args = []string{daemonName, dir, vault}
 	p.Stderr = &tripwire{Writer: t.Output(), text: text, trip: func() { then(p) }}
 	stdin, err := p.StdinPipe()
-	must(t, err)
+	must.OK(t, err)
 	stdout, err := p.StdoutPipe()
-	must(t, err)
-	must(t, p.Start())
+	must.OK(t, err)
+	must.OK(t, p.Start())
 	p.stdin, p.stdout = stdin, bufio.NewReader(stdout)
 	t.Cleanup(func() { p.end(syscall.SIGKILL) })
 	return p
@@ -194,7 +193,7 @@ func (w *world) any() string {
 
 func (w *world) attach(name string, port int, speed usb.Speed, busid string) error {
 	dev, err := emulate.NewLoopback(emulate.Options{Speed: speed})
-	must(w.t, err)
+	must.OK(w.t, err)
 	defer dev.Close()
 	conn := serveTCP(w.t, dev)
 	defer conn.Close()
@@ -207,11 +206,11 @@ func (w *world) attach(name string, port int, speed usb.Speed, busid string) err
 // look asks the daemon for what there is.
 func (w *world) look() map[string]known {
 	list, err := w.client.Controllers(w.t.Context())
-	must(w.t, err)
+	must.OK(w.t, err)
 	seen := make(map[string]known)
 	for _, c := range list {
 		ports, err := w.client.Ports(w.t.Context(), c.Name)
-		must(w.t, err)
+		must.OK(w.t, err)
 		k := known{c.Index, map[int]string{}}
 		for _, p := range ports {
 			if p.Status == 6 {

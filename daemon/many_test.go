@@ -16,8 +16,9 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/usbip"
 )
 
 const many = 10_000
@@ -29,7 +30,7 @@ func TestManyControllersInOneDaemon(t *testing.T) {
 	client := control.NewClient(dir)
 	daemon := startReady(t, dir, vault)
 	made, err := client.Create(t.Context(), control.Create{Count: many, Driver: "user"})
-	must(t, err)
+	must.OK(t, err)
 	if len(made) != many || made[many-1].Index != many-1 {
 		t.Fatalf("%d controllers were made", len(made))
 	}
@@ -37,7 +38,7 @@ func TestManyControllersInOneDaemon(t *testing.T) {
 	daemon.end(syscall.SIGKILL)
 	daemon = startReady(t, dir, vault)
 	list, err := client.Controllers(t.Context())
-	must(t, err)
+	must.OK(t, err)
 	if len(list) != many {
 		t.Errorf("%d controllers are left", len(list))
 	}
@@ -48,13 +49,13 @@ func TestManyControllersInOneDaemon(t *testing.T) {
 func useLast(t *testing.T, dir string, client *control.Client) {
 	t.Helper()
 	scanner, err := emulate.NewScanner(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	defer scanner.Close()
 	last := fmt.Sprint(many - 1)
 	port, err := client.Attach(t.Context(), serveTCP(t, scanner), control.Attach{
 		Controller: last, Port: control.AnyPort, DevID: 1, Speed: int(usb.SpeedFull),
 	})
-	must(t, err)
+	must.OK(t, err)
 	setup := usb.GetDescriptor(usb.DescDevice, 0, 0, 18).Bytes()
 	if done, err := client.Transfer(t.Context(), last, port, control.Transfer{Setup: setup[:]}); err != nil || done.Actual != 18 {
 		t.Errorf("the device's descriptor: %v, %v", done.Data, err)
@@ -79,35 +80,23 @@ func TestNoDescriptorLeft(t *testing.T) {
 	})
 	daemon.awaitReady(t)
 	_, err := client.Create(t.Context(), control.Create{Driver: "user"})
-	must(t, err)
-	must(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	must(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: before.Max}, nil))
+	must.OK(t, err)
+	must.OK(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	must.OK(t, unix.Prlimit(daemon.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: before.Max}, nil))
 	scanner, err := emulate.NewScanner(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	defer scanner.Close()
 	_, err = client.Attach(t.Context(), serveTCP(t, scanner), control.Attach{Controller: "0", DevID: 1, Speed: int(usb.SpeedFull)})
-	must(t, err)
+	must.OK(t, err)
 	daemon.end(syscall.SIGTERM)
 }
 
 // serveTCP serves dev on one end of a connection and returns the other.
 func serveTCP(t testing.TB, dev usb.Device) *net.TCPConn {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	here, err := net.Dial("tcp", l.Addr().String())
-	must(t, err)
-	there, err := l.Accept()
-	must(t, err)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = usbip.ServeDevice(t.Context(), there, 1, dev, nil)
-	}()
-	t.Cleanup(func() { <-served })
-	t.Cleanup(func() { here.Close() })
-	return here.(*net.TCPConn)
+	here, peer := must.Connect(t)
+	usbiptest.Serve(t, peer, 1, dev)
+	return here
 }
 
 // BenchmarkManyControllers tells what a controller without devices costs a
@@ -118,10 +107,10 @@ func BenchmarkManyControllers(b *testing.B) {
 		daemon := startReady(b, dir, b.TempDir())
 		client := control.NewClient(dir)
 		_, err := client.Controllers(b.Context()) // which is not for free the first time
-		must(b, err)
+		must.OK(b, err)
 		before := resident(b, daemon.Process.Pid)
 		_, err = client.Create(b.Context(), control.Create{Count: many, Driver: "user"})
-		must(b, err)
+		must.OK(b, err)
 		benchtable.Report(b, float64(resident(b, daemon.Process.Pid)-before)/many, 4, "KiB/controller")
 		daemon.end(syscall.SIGTERM)
 	}
@@ -131,20 +120,20 @@ func BenchmarkManyControllers(b *testing.B) {
 // daemon.
 func BenchmarkManyDevices(b *testing.B) {
 	var files unix.Rlimit
-	must(b, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
+	must.OK(b, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
 	n := min(many, int(files.Cur)/3) // of a connection one end is here, the other for a moment
 	dir := runDir(b)
 	client := control.NewClient(dir)
 	for range b.N {
 		daemon := startReady(b, dir, b.TempDir())
 		scanner, err := emulate.NewLoopback(emulate.Options{Speed: usb.SpeedFull})
-		must(b, err)
+		must.OK(b, err)
 		_, err = client.Create(b.Context(), control.Create{Count: n, Driver: "user", HubPorts: 1})
-		must(b, err)
+		must.OK(b, err)
 		attach := func(controller int) {
 			conn := serveTCP(b, scanner)
 			_, err := client.Attach(b.Context(), conn, control.Attach{Controller: fmt.Sprint(controller), DevID: 1, Speed: int(usb.SpeedFull)})
-			must(b, err)
+			must.OK(b, err)
 			conn.Close()
 		}
 		attach(0)
@@ -163,7 +152,7 @@ func BenchmarkManyDevices(b *testing.B) {
 func threads(tb testing.TB, pid int) int {
 	tb.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	must(tb, err)
+	must.OK(tb, err)
 	return len(tasks)
 }
 
@@ -171,9 +160,9 @@ func threads(tb testing.TB, pid int) int {
 func resident(tb testing.TB, pid int) (kib int) {
 	tb.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	must(tb, err)
+	must.OK(tb, err)
 	_, rest, _ := strings.Cut(string(b), "VmRSS:")
 	_, err = fmt.Sscan(rest, &kib)
-	must(tb, err)
+	must.OK(tb, err)
 	return kib
 }

@@ -7,15 +7,16 @@ import (
 	"testing"
 
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/internal/must"
 )
 
 func TestOwnerIsTheSameProcess(t *testing.T) {
 	o, err := ownerOf(control.Container{PID: os.Getpid(), Root: "/"})
-	must(t, err)
+	must.OK(t, err)
 	if o.Started == 0 || o.Boot == "" {
 		t.Errorf("owner %+v", o)
 	}
-	must(t, o.still())
+	must.OK(t, o.still())
 	for name, other := range map[string]func(*owner){
 		"later process": func(o *owner) { o.Started++ },
 		"other boot":    func(o *owner) { o.Boot = "before" },

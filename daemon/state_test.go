@@ -15,17 +15,11 @@ import (
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // A keeper is a driver whose attachment, of whatever it was saved with, is always
 // found again.
@@ -75,13 +69,13 @@ func begin(t *testing.T, dir string, k *keeper) (*server.Server, error) {
 func TestStateOutlivesTheDaemon(t *testing.T) {
 	dir := t.TempDir()
 	scanner, err := emulate.NewScanner(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	defer scanner.Close()
 	k := new(keeper)
 	first, err := begin(t, dir, k)
-	must(t, err)
+	must.OK(t, err)
 	rules, err := policy.Open().With([]string{"1234:abcd:S 1"}, []string{"network"})
-	must(t, err)
+	must.OK(t, err)
 	rules.MaxDevices, rules.MaxSpeed = 3, usb.SpeedHigh
 	user := first.Drivers["user"].Driver
 	for _, cfg := range []controller.Config{
@@ -90,17 +84,17 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 		{Name: "bob", Driver: user},
 	} {
 		_, err := first.Table.Create(cfg, 1)
-		must(t, err)
+		must.OK(t, err)
 	}
-	must(t, first.Table.Delete(0))
+	must.OK(t, first.Table.Delete(0))
 	alice := first.Table.ByName("alice")
 	from := vhci.Record{Host: "shop", Port: "3240", BusID: "1-4"}
 	_, err = alice.Attach(t.Context(), 1, controller.Plug{Device: scanner, DevID: 7, From: from})
-	must(t, err)
+	must.OK(t, err)
 
 	// The first daemon is killed: it does not get to say anything.
 	second, err := begin(t, dir, k)
-	must(t, err)
+	must.OK(t, err)
 	if n := len(second.Table.All()); n != 2 || second.Table.Controller(0) != nil || second.Table.ByName("bob").Index() != 2 {
 		t.Errorf("%d controllers, bob is %v", n, second.Table.ByName("bob"))
 	}
@@ -117,17 +111,17 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 	// The device goes while no daemon is there.
 	k.device = nil
 	third, err := begin(t, dir, k)
-	must(t, err)
+	must.OK(t, err)
 	if p := third.Table.ByName("alice").Ports()[1]; !p.Free() {
 		t.Errorf("a port whose device is gone is %v", p.Status)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "1.json"))
-	must(t, err)
+	must.OK(t, err)
 	if strings.Contains(string(b), "ports\":[") {
 		t.Errorf("on disk is still %s", b)
 	}
-	must(t, third.Table.Delete(1))
-	must(t, third.Table.Delete(2))
+	must.OK(t, third.Table.Delete(1))
+	must.OK(t, third.Table.Delete(2))
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left on disk: %v, %v", left, err)
 	}
@@ -151,7 +145,7 @@ func TestBadState(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.text), 0o600))
+			must.OK(t, os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.text), 0o600))
 			_, err := begin(t, dir, new(keeper))
 			if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), tt.file)) {
 				t.Errorf("error %v, want %q", err, tt.want)

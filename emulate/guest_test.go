@@ -6,10 +6,8 @@ package emulate_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/usbip"
 )
 
 // The tests here attach emulated devices to the guest's own kernel with the
@@ -43,7 +41,7 @@ func attach(t *testing.T, kind string, o emulate.Options) *guestDevice {
 	}
 	checkKernelLog(t)
 	uevents := listenUevents(t)
-	export(t, d)
+	usbiptest.Export(t, usbiptest.StockAddr, d)
 	if out, err := exec.Command("usbip", "attach", "-r", "127.0.0.1", "-b", "1-1").CombinedOutput(); err != nil {
 		t.Fatalf("usbip attach: %v\n%s", err, out)
 	}
@@ -55,30 +53,6 @@ func attach(t *testing.T, kind string, o emulate.Options) *guestDevice {
 	g.node = fmt.Sprintf("/dev/bus/usb/%03s/%03s", readFile(g.path, "busnum"), readFile(g.path, "devnum"))
 	t.Cleanup(func() { detach(t, uevents, g.path) })
 	return g
-}
-
-func export(t *testing.T, d usb.Device) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:3240")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &usbip.Exporter{}
-	if err := e.Add("1-1", d); err != nil {
-		t.Fatal(err)
-	}
-	stop := errors.New("test is over")
-	ctx, cancel := context.WithCancelCause(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- e.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel(stop)
-		if err := <-served; !errors.Is(err, stop) {
-			t.Errorf("Serve: %v", err)
-		}
-		d.Close()
-		<-d.Gone()
-	})
 }
 
 // detach frees the only port that is in use.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 )
 
@@ -45,7 +46,7 @@ func (r *replay) Read(b []byte) (int, error) { return r.r.Read(b) }
 func TestAttach(t *testing.T) {
 	f, table := start(t, 2, nil)
 	c := table.Controller(1)
-	here, peer := connect(t)
+	here, peer := must.Connect(t)
 	serve(t, peer)
 	if err := attach(f.NamelessDir(c)+"/attach", 1, here); err != nil {
 		t.Fatal(err)
@@ -56,7 +57,7 @@ func TestAttach(t *testing.T) {
 	if p.ProductName == "" || p.From.Host != host || p.From.Port != port || p.DevID != testDevID {
 		t.Errorf("port %+v", p)
 	}
-	again, _ := connect(t)
+	again, _ := must.Connect(t)
 	wantErrno(t, "attach to a port in use", attach(f.Dir(c)+"/attach", 1, again), unix.EBUSY)
 	dev := c.Device(1)
 	if err := write(f.Dir(c)+"/detach", "1\n"); err != nil {
@@ -149,7 +150,7 @@ func TestWritesInPieces(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
-		here, peer := connect(t)
+		here, peer := must.Connect(t)
 		serve(t, peer)
 		raw, err := here.SyscallConn()
 		if err != nil {
@@ -215,7 +216,7 @@ func TestAllowed(t *testing.T) {
 			return fmt.Errorf("%v is not for process %d", c, pid)
 		}
 	})
-	here, _ := connect(t)
+	here, _ := must.Connect(t)
 	wantErrno(t, "attach", attach(f.Dir(table.Controller(0))+"/attach", 0, here), unix.EPERM)
 }
 
@@ -226,7 +227,7 @@ func TestHangingAttaches(t *testing.T) {
 	var attempts sync.WaitGroup
 	var peers []net.Conn
 	for i := range count {
-		here, peer := connect(t)
+		here, peer := must.Connect(t)
 		attempts.Go(func() {
 			if err := attach(f.Dir(table.Controller(i))+"/attach", 0, here); err == nil {
 				t.Errorf("attach %d succeeds", i)
@@ -236,7 +237,7 @@ func TestHangingAttaches(t *testing.T) {
 	}
 	// The last has hung for the shortest time: they end by themselves as well.
 	last := f.Dir(table.Controller(count - 1))
-	second, _ := connect(t)
+	second, _ := must.Connect(t)
 	wantErrno(t, "a second attach", attach(last+"/attach", 1, second), unix.EAGAIN)
 	if err := write(last+"/detach", "0"); err != nil {
 		t.Error(err)
@@ -244,7 +245,7 @@ func TestHangingAttaches(t *testing.T) {
 	for _, c := range table.All() {
 		read(t, f.NamelessDir(c)+"/status")
 	}
-	here, peer := connect(t)
+	here, peer := must.Connect(t)
 	serve(t, peer)
 	if err := attach(f.Dir(table.Controller(count))+"/attach", 0, here); err != nil {
 		t.Errorf("attach beside those that hang: %v", err)
@@ -379,7 +380,7 @@ func signalAll(pid int, sig syscall.Signal) error {
 func TestCloseEndsAttempts(t *testing.T) {
 	f, table := start(t, 0, nil)
 	hung := hang(t, table)
-	here, _ := connect(t)
+	here, _ := must.Connect(t)
 	ended := make(chan error, 1)
 	go func() { ended <- attach(f.Dir(hung.c)+"/attach", 0, here) }()
 	<-hung.started
@@ -425,7 +426,7 @@ func TestUnmountedByForce(t *testing.T) {
 func TestPlaceOfADeadDaemon(t *testing.T) {
 	needFUSE(t)
 	noLeaks(t)
-	dir := tempDir(t)
+	dir := must.TempDir(t)
 	bound := filepath.Join(dir, "bound")
 	if err := os.WriteFile(bound, nil, 0o600); err != nil {
 		t.Fatal(err)

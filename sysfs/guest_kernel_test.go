@@ -13,6 +13,7 @@ import (
 
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 )
 
@@ -33,7 +34,7 @@ func TestGuestStockToolWithKernel(t *testing.T) {
 	needFUSE(t)
 	noLeaks(t)
 	export(t, 2)
-	driver := kernel.New(kernel.Options{Dir: tempDir(t), EnumerateTimeout: patience, KernelTimeout: patience})
+	driver := kernel.New(kernel.Options{Dir: must.TempDir(t), EnumerateTimeout: patience, KernelTimeout: patience})
 	t.Cleanup(func() {
 		if err := driver.Close(); err != nil {
 			t.Error(err)

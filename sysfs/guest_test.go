@@ -6,7 +6,6 @@ package sysfs
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"net"
 	"os"
@@ -22,8 +21,10 @@ import (
 	"github.com/usbns/usbns/container"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/policy"
-	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/usb"
 )
 
 const stockDir = "/sys/devices/platform/vhci_hcd.0"
@@ -104,25 +105,13 @@ func (r room) bind(f *Tree, c *controller.Controller) {
 // export offers count scanners as 1-1 and so on, at the usual port.
 func export(t *testing.T, count int) {
 	t.Helper()
-	var e usbip.Exporter
-	for i := range count {
+	var devices []usb.Device
+	for range count {
 		scanner, err := emulate.NewScanner(emulate.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { scanner.Close() })
-		if err := e.Add(fmt.Sprintf("1-%d", i+1), scanner); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
+		devices = append(devices, scanner)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:3240")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- e.Serve(ctx, l) }()
-	t.Cleanup(func() { cancel(); <-ended })
+	usbiptest.Export(t, usbiptest.StockAddr, devices...)
 }
 
 // rounds attaches and detaches over and over. A device is free some time after
@@ -235,7 +224,7 @@ func TestGuestBindAgain(t *testing.T) {
 	r := newRoom(t, "private")
 	status := func() (string, error) { return r.run("cat", stockDir+"/status") }
 
-	partial := tempDir(t)
+	partial := must.TempDir(t)
 	for _, name := range []string{"nports", "status", "status.1", "detach"} {
 		if err := os.WriteFile(filepath.Join(partial, name), nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -314,7 +303,7 @@ func TestGuestBindAgain(t *testing.T) {
 // of it waits for ever for an answer of another.
 func TestGuestKilledWhileBinding(t *testing.T) {
 	for round := range 10 {
-		cmd := helper(t, "bind "+tempDir(t)+"/sys")
+		cmd := helper(t, "bind "+must.TempDir(t)+"/sys")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 		out, err := cmd.StdoutPipe()
 		if err != nil {

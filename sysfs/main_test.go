@@ -3,7 +3,6 @@
 package sysfs
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,9 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,9 +21,10 @@ import (
 	"github.com/usbns/usbns/container"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
 	"github.com/usbns/usbns/worker"
 )
@@ -185,17 +183,6 @@ func needFUSE(t testing.TB) {
 	t.Skip(reason)
 }
 
-// tempDir returns a directory with a short name.
-func tempDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // start mounts the tree of a table with count controllers until the test ends,
 // and then looks for what it left.
 func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.Table) {
@@ -218,7 +205,7 @@ func start(t testing.TB, count int, change func(*Options)) (*Tree, *controller.T
 // mountUntilEnd mounts a tree, and ends it and its table with the test.
 func mountUntilEnd(t testing.TB, o Options) *Tree {
 	t.Helper()
-	dir := filepath.Join(tempDir(t), "sys")
+	dir := filepath.Join(must.TempDir(t), "sys")
 	f, err := Mount(dir, o)
 	if err != nil {
 		t.Fatal(err)
@@ -238,71 +225,19 @@ func mountUntilEnd(t testing.TB, o Options) *Tree {
 // noLeaks fails the test if goroutines of this module or descriptors are left.
 func noLeaks(t testing.TB) {
 	t.Helper()
-	before := descriptors(t)
+	before := must.Descriptors(t)
 	t.Cleanup(func() {
-		deadline := time.Now().Add(patience)
-		for left := goroutines(); left != nil; left = goroutines() {
-			if time.Now().After(deadline) {
-				t.Fatalf("goroutines are left:\n%s", strings.Join(left, "\n\n"))
-			}
-			runtime.Gosched()
-		}
-		if after := descriptors(t); len(after) > len(before) {
+		if after := must.Descriptors(t); len(after) > len(before) {
 			t.Errorf("descriptors before: %v, after: %v", before, after)
 		}
 	})
-}
-
-// goroutines returns those of this module that are no tests.
-func goroutines() (ours []string) {
-	buf := make([]byte, 1<<20)
-	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")[1:] {
-		if strings.Contains(g, "usbns/") && !strings.Contains(g, "testing.tRunner") && !strings.Contains(g, "testing.(*B)") {
-			ours = append(ours, g)
-		}
-	}
-	return ours
-}
-
-func descriptors(t testing.TB) []string {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var open []string
-	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
-			open = append(open, e.Name()+" "+target)
-		}
-	}
-	return open
+	must.NotLeak(t) // first, for they hold descriptors
 }
 
 const testDevID = 0x10002
 
 // patience is for slow machines.
 const patience = 30 * time.Second
-
-// connect returns both ends of a TCP connection.
-func connect(t testing.TB) (here, peer *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return a.(*net.TCPConn), b.(*net.TCPConn)
-}
 
 // serve is an exporter of a scanner on peer until the test ends.
 func serve(t testing.TB, peer net.Conn) {
@@ -311,10 +246,8 @@ func serve(t testing.TB, peer net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { usbip.ServeDevice(ctx, peer, testDevID, scanner, nil) })
-	t.Cleanup(func() { cancel(); wg.Wait(); scanner.Close() })
+	t.Cleanup(func() { scanner.Close() })
+	usbiptest.Serve(t, peer, testDevID, scanner)
 }
 
 func wantErrno(t testing.TB, what string, err error, want syscall.Errno) {

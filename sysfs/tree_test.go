@@ -18,6 +18,7 @@ import (
 
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
@@ -179,7 +180,7 @@ func TestStatusForTheStockTool(t *testing.T) {
 func TestDeletedController(t *testing.T) {
 	f, table := start(t, 1, nil)
 	old := f.NamelessDir(table.Controller(0))
-	bound := filepath.Join(tempDir(t), "status")
+	bound := filepath.Join(must.TempDir(t), "status")
 	if err := os.WriteFile(bound, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

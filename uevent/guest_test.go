@@ -16,17 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/uevent"
 )
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
-}
 
 func listen(t *testing.T) *uevent.Listener {
 	t.Helper()
@@ -61,7 +53,7 @@ func forge(t *testing.T) {
 
 func TestGuestListenToTheKernelOnly(t *testing.T) {
 	listen(t).Close() // the runtime has opened what it keeps
-	before := openFiles(t)
+	before := len(must.Descriptors(t))
 	l := listen(t)
 	forge(t)
 	trigger(t, "change 12345678-1234-1234-1234-123456789abc A=b")
@@ -78,7 +70,7 @@ func TestGuestListenToTheKernelOnly(t *testing.T) {
 	if err := <-waiting; !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Receive after Close: %v", err)
 	}
-	if after := openFiles(t); after != before {
+	if after := len(must.Descriptors(t)); after != before {
 		t.Errorf("%d files are open, there were %d", after, before)
 	}
 }
@@ -192,7 +184,7 @@ func TestGuestSenderRefuses(t *testing.T) {
 		t.Errorf("a sender for our own namespace: %v, %v", s, err)
 	}
 	_, netns := monitor(t)
-	before := openFiles(t)
+	before := len(must.Descriptors(t))
 	s, err := uevent.NewSender(netns, 100000, 100000)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +201,7 @@ func TestGuestSenderRefuses(t *testing.T) {
 	if err := s.Udev(good); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Udev after Close: %v", err)
 	}
-	if after := openFiles(t); after != before {
+	if after := len(must.Descriptors(t)); after != before {
 		t.Errorf("%d files are open, there were %d", after, before)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -29,7 +30,7 @@ func TestHotPathsDoNotAllocate(t *testing.T) {
 				go func() { done <- ServeDevice(ctx, theirs, benchDevID, newFakeDevice(), nil) }()
 				defer func() { cancel(); <-done }()
 				i, err := NewImporter(ctx, conn, benchDevID, usb.SpeedHigh, nil)
-				must(t, err)
+				must.OK(t, err)
 				defer i.Close()
 				configure(t, i)
 				p := newPump(i, 4, urb)

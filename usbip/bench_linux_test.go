@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -164,7 +165,7 @@ func BenchmarkImporter(b *testing.B) {
 		b.Run(w.name, func(b *testing.B) {
 			b.SetBytes(w.bytes)
 			i, err := NewImporter(b.Context(), benchtable.Server(b, "bare "+w.name), benchDevID, usb.SpeedHigh, &ImportOptions{Descriptors: fakeDescriptors()})
-			must(b, err)
+			must.OK(b, err)
 			defer i.Close()
 			i.endpoints.Observe(usb.SetConfiguration(1), usb.StatusOK)
 			ours := newPump(i, w.inFlight, w.urb)
@@ -191,7 +192,7 @@ func BenchmarkIsochronous(b *testing.B) {
 	serving.Go(func() { ServeDevice(b.Context(), theirs, benchDevID, dev, nil) })
 	defer serving.Wait()
 	i, err := NewImporter(b.Context(), conn, benchDevID, usb.SpeedHigh, nil)
-	must(b, err)
+	must.OK(b, err)
 	configure(b, i)
 	p := newPump(i, inFlight, isoInURB(slices.Repeat([]int{size}, packets)...))
 	lost := 0

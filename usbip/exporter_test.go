@@ -11,13 +11,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
 func dial(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	conn, err := Dial(t.Context(), addr)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { conn.Close() })
 	return conn
 }
@@ -25,7 +26,7 @@ func dial(t testing.TB, addr string) net.Conn {
 func list(t testing.TB, addr string) string {
 	t.Helper()
 	devices, err := List(t.Context(), dial(t, addr))
-	must(t, err)
+	must.OK(t, err)
 	var ids []string
 	for _, d := range devices {
 		ids = append(ids, d.BusID)
@@ -48,12 +49,12 @@ func (e *events) next(t testing.TB, kind EventKind, busid string) Event {
 }
 
 func TestExporterOffersWhatIsFree(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	ev := newEvents()
 	e := &Exporter{OnEvent: func(e Event) { ev.c <- e }}
 	one, two := newFakeDevice(), newFakeDevice()
-	must(t, e.Add("1-1", one))
-	must(t, e.Add("1-2", two))
+	must.OK(t, e.Add("1-1", one))
+	must.OK(t, e.Add("1-2", two))
 	addr := startExporter(t, e)
 	if got := list(t, addr); got != "1-1 1-2" {
 		t.Errorf("listed %q", got)
@@ -64,13 +65,13 @@ func TestExporterOffersWhatIsFree(t *testing.T) {
 		t.Errorf("with 1-1 in use, listed %q", got)
 	}
 	_, err := RequestImport(t.Context(), dial(t, addr), "1-1")
-	wantIs(t, err, OpBusy)
-	wantIs(t, ev.next(t, Refused, "1-1").Err, OpBusy)
+	must.Is(t, err, OpBusy)
+	must.Is(t, ev.next(t, Refused, "1-1").Err, OpBusy)
 	_, err = RequestImport(t.Context(), dial(t, addr), "1-3")
-	wantIs(t, err, OpNoDevice)
+	must.Is(t, err, OpNoDevice)
 	ev.next(t, Refused, "1-3")
 
-	must(t, i.Close())
+	must.OK(t, i.Close())
 	ev.next(t, Released, "1-1")
 	if one.resetCount() != 1 {
 		t.Errorf("%d resets after the import", one.resetCount())
@@ -89,11 +90,11 @@ func TestExporterOffersWhatIsFree(t *testing.T) {
 func TestExporterInfo(t *testing.T) {
 	e := &Exporter{}
 	for _, id := range []string{"1-1", "1-2"} {
-		must(t, e.Add(id, newFakeDevice()))
+		must.OK(t, e.Add(id, newFakeDevice()))
 	}
 	addr := startExporter(t, e)
 	devices, err := List(t.Context(), dial(t, addr))
-	must(t, err)
+	must.OK(t, err)
 	d := devices[0]
 	if d.Vendor != 0x1234 || d.Product != 0x5678 || d.Speed != usb.SpeedHigh || d.NumConfigurations != 1 || d.Configuration != 1 ||
 		len(d.Interfaces) != 1 || d.Interfaces[0].Class != 0xff {
@@ -105,10 +106,10 @@ func TestExporterInfo(t *testing.T) {
 }
 
 func TestExporterAddRemove(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	e := &Exporter{}
 	dev := newFakeDevice()
-	must(t, e.Add("1-1", dev))
+	must.OK(t, e.Add("1-1", dev))
 	if e.Add("1-1", newFakeDevice()) == nil {
 		t.Error("a busid was added twice")
 	}
@@ -121,9 +122,9 @@ func TestExporterAddRemove(t *testing.T) {
 	u := usb.URB{Type: usb.Interrupt, Endpoint: intrIn, Buffer: make([]byte, 8)}
 	done := make(chan struct{})
 	u.Complete = func(*usb.URB) { close(done) }
-	must(t, i.Submit(&u))
+	must.OK(t, i.Submit(&u))
 	<-dev.arrived
-	must(t, e.Remove(t.Context(), "1-1"))
+	must.OK(t, e.Remove(t.Context(), "1-1"))
 	if dev.resetCount() != 1 || len(dev.waiting) != 0 {
 		t.Error("Remove returned with the device in use")
 	}
@@ -132,14 +133,14 @@ func TestExporterAddRemove(t *testing.T) {
 	if e.Remove(t.Context(), "1-1") == nil {
 		t.Error("a device was removed twice")
 	}
-	must(t, e.Add("1-1", dev))
+	must.OK(t, e.Add("1-1", dev))
 	importFrom(t, addr, "1-1", nil)
 }
 
 // TestExporterResetFailed shows that a device no importer could find as new is
 // not handed out, until it can be reset.
 func TestExporterResetFailed(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	ev := newEvents()
 	e := &Exporter{OnEvent: func(e Event) { ev.c <- e }}
 	dev := newFakeDevice()
@@ -150,7 +151,7 @@ func TestExporterResetFailed(t *testing.T) {
 		}
 		return nil
 	}
-	must(t, e.Add("1-1", dev))
+	must.OK(t, e.Add("1-1", dev))
 	addr := startExporter(t, e)
 	importFrom(t, addr, "1-1", nil).Close()
 	ev.next(t, Imported, "1-1")
@@ -158,7 +159,7 @@ func TestExporterResetFailed(t *testing.T) {
 		t.Errorf("released with %v", err)
 	}
 	_, err := RequestImport(t.Context(), dial(t, addr), "1-1")
-	wantIs(t, err, OpDevError)
+	must.Is(t, err, OpDevError)
 	ev.next(t, Refused, "1-1")
 	dev.mu.Lock()
 	broken = false
@@ -193,16 +194,16 @@ func TestExporterHandshakes(t *testing.T) {
 		"busid with slashes":   {importing(pad("../1-1")), OpNoDevice, "", OpNoDevice},
 		"busid with an escape": {importing(pad("\x1b[2J")), OpNoDevice, "", OpNoDevice},
 	}
-	noLeaks(t)
+	must.NotLeak(t)
 	ev := newEvents()
 	e := &Exporter{OnEvent: func(e Event) { ev.c <- e }}
-	must(t, e.Add("1-1", newFakeDevice()))
+	must.OK(t, e.Add("1-1", newFakeDevice()))
 	addr := startExporter(t, e)
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			conn := dial(t, addr).(*net.TCPConn)
 			_, err := conn.Write(tt.request)
-			must(t, err)
+			must.OK(t, err)
 			conn.CloseWrite() // fails where the answer was to close
 			reply, _ := io.ReadAll(conn)
 			if tt.answer == OpOK {
@@ -212,7 +213,7 @@ func TestExporterHandshakes(t *testing.T) {
 			} else if len(reply) != OpHeaderSize || ParseOpHeader(reply) != (OpHeader{Version, OpRepImport, tt.answer}) {
 				t.Errorf("answer %x", reply)
 			}
-			wantIs(t, ev.next(t, Refused, tt.busid).Err, tt.want)
+			must.Is(t, ev.next(t, Refused, tt.busid).Err, tt.want)
 		})
 	}
 	if got := list(t, addr); got != "1-1" {
@@ -259,14 +260,14 @@ func inBubble(t *testing.T, e *Exporter, f func(*testing.T, *pipeListener, chan 
 	synctest.Test(t, func(t *testing.T) {
 		ev := newEvents()
 		e.OnEvent = func(e Event) { ev.c <- e }
-		must(t, e.Add("1-1", newFakeDevice()))
+		must.OK(t, e.Add("1-1", newFakeDevice()))
 		l := newPipeListener()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- e.Serve(ctx, l) }()
 		f(t, l, ev.c)
 		cancel()
-		wantIs(t, <-done, context.Canceled)
+		must.Is(t, <-done, context.Canceled)
 	})
 }
 
@@ -298,7 +299,7 @@ func TestExporterHandshakeTimeout(t *testing.T) {
 					t.Errorf("ended after %v with %+v", d, ev)
 				}
 				if name == "silent" {
-					wantIs(t, ev.Err, errNoRequest)
+					must.Is(t, ev.Err, errNoRequest)
 				}
 			})
 		})
@@ -316,14 +317,14 @@ func TestExporterHandshakeFlood(t *testing.T) {
 		}
 		conn := l.dial()
 		devices, err := List(t.Context(), conn)
-		if must(t, err); len(devices) != 1 {
+		if must.OK(t, err); len(devices) != 1 {
 			t.Errorf("listed %v", devices)
 		}
 		for i, c := range silent[:16] {
 			if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 				t.Errorf("connection %d: %v", i, err)
 			}
-			wantIs(t, (<-ended).Err, errCrowded)
+			must.Is(t, (<-ended).Err, errCrowded)
 		}
 		if d := time.Since(start); d != 0 {
 			t.Errorf("only after %v", d)
@@ -337,15 +338,15 @@ func TestExporterHandshakeFlood(t *testing.T) {
 // TestExporterLimited shows that the first transfer beyond a limit is told, and
 // no other.
 func TestExporterLimited(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	ev := newEvents()
 	e := &Exporter{ServeOptions: *hostileLimits, OnEvent: func(e Event) { ev.c <- e }}
-	must(t, e.Add("1-1", newFakeDevice()))
+	must.OK(t, e.Add("1-1", newFakeDevice()))
 	i := importFrom(t, startExporter(t, e), "1-1", nil)
 	configure(t, i)
 	for range 3 {
 		u := bulkInURB(hostileLimits.Limits.Bytes)
-		wantIs(t, usb.Do(t.Context(), i, &u), usb.StatusNoMemory.Err())
+		must.Is(t, usb.Do(t.Context(), i, &u), usb.StatusNoMemory.Err())
 	}
 	i.Close()
 	ev.next(t, Imported, "1-1")
@@ -356,7 +357,7 @@ func TestExporterLimited(t *testing.T) {
 // TestExporterBusyUntilReset imports a device whose last importer has left,
 // while it is still being reset.
 func TestExporterBusyUntilReset(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	e := &Exporter{}
 	dev := newFakeDevice()
 	started, goOn := make(chan struct{}), make(chan struct{})
@@ -365,35 +366,35 @@ func TestExporterBusyUntilReset(t *testing.T) {
 		<-goOn
 		return nil
 	}
-	must(t, e.Add("1-1", dev))
+	must.OK(t, e.Add("1-1", dev))
 	addr := startExporter(t, e)
-	must(t, importFrom(t, addr, "1-1", nil).Close())
+	must.OK(t, importFrom(t, addr, "1-1", nil).Close())
 	<-started
 	_, err := RequestImport(t.Context(), dial(t, addr), "1-1")
-	wantIs(t, err, OpBusy)
+	must.Is(t, err, OpBusy)
 	close(goOn)
 	dev.mu.Lock() // the reset is over
 	dev.reset = nil
 	dev.mu.Unlock()
-	must(t, e.Remove(t.Context(), "1-1"))
-	must(t, e.Add("1-1", dev))
+	must.OK(t, e.Remove(t.Context(), "1-1"))
+	must.OK(t, e.Add("1-1", dev))
 	importFrom(t, addr, "1-1", nil)
 }
 
 // TestExporterServeEnds shows that importers lose their device when Serve is
 // told to end.
 func TestExporterServeEnds(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	e := &Exporter{}
-	must(t, e.Add("1-1", newFakeDevice()))
+	must.OK(t, e.Add("1-1", newFakeDevice()))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	must.OK(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- e.Serve(ctx, l) }()
 	i := importFrom(t, l.Addr().String(), "1-1", nil)
 	cancel()
-	wantIs(t, <-done, context.Canceled)
+	must.Is(t, <-done, context.Canceled)
 	<-i.Gone()
 }
 
@@ -422,23 +423,23 @@ func TestExporterServeClosesItsListener(t *testing.T) {
 			t.Error("Serve returned before its listener was closed")
 		}
 		close(l.let)
-		wantIs(t, <-done, context.Canceled)
+		must.Is(t, <-done, context.Canceled)
 	})
 }
 
 func TestExporterListenerFails(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	must.OK(t, err)
 	l.Close()
-	wantIs(t, new(Exporter).Serve(t.Context(), l), net.ErrClosed)
+	must.Is(t, new(Exporter).Serve(t.Context(), l), net.ErrClosed)
 }
 
 // TestExporterManyImports makes rounds from several sides at once: one has the
 // device, the others hear that it is busy, nobody waits.
 func TestExporterManyImports(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	e := &Exporter{}
-	must(t, e.Add("1-1", newFakeDevice()))
+	must.OK(t, e.Add("1-1", newFakeDevice()))
 	addr := startExporter(t, e)
 	var all sync.WaitGroup
 	for range 4 {

@@ -2,9 +2,7 @@ package usbip
 
 import (
 	"context"
-	"errors"
 	"sync"
-	"testing"
 
 	"github.com/usbns/usbns/usb"
 )
@@ -195,19 +193,4 @@ func (d *fakeDevice) Close() error {
 	d.cancelAll(usb.StatusNoDevice)
 	close(d.gone)
 	return nil
-}
-
-// must fails the test unless err is nil.
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantIs(t testing.TB, err, target error) {
-	t.Helper()
-	if !errors.Is(err, target) {
-		t.Fatalf("error %v, want %v", err, target)
-	}
 }

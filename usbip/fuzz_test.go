@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -149,7 +150,7 @@ func FuzzExporter(f *testing.F) {
 		dev := newFakeDevice()
 		dev.arrived = nil
 		e := &Exporter{ServeOptions: *hostileLimits}
-		must(t, e.Add("1-1", dev))
+		must.OK(t, e.Add("1-1", dev))
 		conn := newScriptConn(script)
 		close(conn.start)
 		e.serveConn(t.Context(), e.begin(t.Context(), conn), conn)
@@ -185,7 +186,7 @@ func FuzzImporter(f *testing.F) {
 	f.Fuzz(func(t *testing.T, script []byte) {
 		conn := newScriptConn(script)
 		i, err := NewImporter(t.Context(), conn, benchDevID, usb.SpeedHigh, &ImportOptions{Descriptors: fakeDescriptors()})
-		must(t, err)
+		must.OK(t, err)
 		i.endpoints.Observe(usb.SetConfiguration(1), usb.StatusOK)
 		urbs := []usb.URB{
 			{Endpoint: usb.DirIn, Setup: usb.GetDescriptor(usb.DescDevice, 0, 0, 18), Buffer: make([]byte, 18)},
@@ -199,7 +200,7 @@ func FuzzImporter(f *testing.F) {
 					t.Errorf("%d bytes moved of %d", u.Actual, len(u.Buffer))
 				}
 			}
-			must(t, i.Submit(&urbs[n]))
+			must.OK(t, i.Submit(&urbs[n]))
 		}
 		i.Cancel(&urbs[4])
 		close(conn.start)

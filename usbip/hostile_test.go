@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/usbns/usbns/internal/must"
 )
 
 // brokenInputs lists what has broken other implementations (CVE-2016-3955,
@@ -94,12 +96,12 @@ var brokenInputs = []struct{ input, exporter, importer string }{
 // TestBrokenInputsAreTested holds the list to the tests there are.
 func TestBrokenInputsAreTested(t *testing.T) {
 	files, err := filepath.Glob("*_test.go")
-	must(t, err)
+	must.OK(t, err)
 	var source strings.Builder
 	for _, f := range files {
 		if f != "hostile_test.go" {
 			b, err := os.ReadFile(f)
-			must(t, err)
+			must.OK(t, err)
 			source.Write(b)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -20,7 +21,7 @@ import (
 func BenchmarkIdle(b *testing.B) {
 	n := 10000
 	var files syscall.Rlimit
-	must(b, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files))
+	must.OK(b, syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files))
 	n = min(n, int(files.Cur)/2-64)
 	for range b.N {
 		before := resident(b)
@@ -28,24 +29,24 @@ func BenchmarkIdle(b *testing.B) {
 		var serving sync.WaitGroup
 		dev := newFakeDevice()
 		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must(b, err)
+		must.OK(b, err)
 		all := make([]*Importer, n)
 		for k := range all {
 			conn, err := net.Dial("tcp", l.Addr().String())
-			must(b, err)
+			must.OK(b, err)
 			theirs, err := l.Accept()
-			must(b, err)
+			must.OK(b, err)
 			serving.Go(func() { ServeDevice(ctx, theirs, benchDevID, dev, nil) })
 			all[k], err = NewImporter(ctx, conn, benchDevID, usb.SpeedHigh, nil)
-			must(b, err)
+			must.OK(b, err)
 			configure(b, all[k])
 			u := bulkInURB(4096)
-			must(b, usb.Do(ctx, all[k], &u))
+			must.OK(b, usb.Do(ctx, all[k], &u))
 		}
 		b.ReportMetric(float64(n), "devices")
 		benchtable.Report(b, float64(resident(b)-before)/float64(n)/1024, 16, "KiB/device")
 		tasks, err := os.ReadDir("/proc/self/task")
-		must(b, err)
+		must.OK(b, err)
 		benchtable.Report(b, float64(len(tasks)), 100, "threads")
 		for _, i := range all {
 			i.Close()
@@ -61,9 +62,9 @@ func resident(tb testing.TB) int {
 	tb.Helper()
 	debug.FreeOSMemory()
 	b, err := os.ReadFile("/proc/self/statm")
-	must(tb, err)
+	must.OK(tb, err)
 	var size, rss int
 	_, err = fmt.Sscan(string(b), &size, &rss)
-	must(tb, err)
+	must.OK(tb, err)
 	return rss * os.Getpagesize()
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -22,7 +23,7 @@ func importPeer(t testing.TB, pair func(testing.TB) (net.Conn, net.Conn), opts I
 	conn, theirs := pair(t)
 	opts.Descriptors = fakeDescriptors()
 	i, err := NewImporter(t.Context(), theirs, benchDevID, usb.SpeedHigh, &opts)
-	must(t, err)
+	must.OK(t, err)
 	i.endpoints.Observe(usb.SetConfiguration(1), usb.StatusOK)
 	t.Cleanup(func() { conn.Close(); i.Close() })
 	return &importedPeer{peer: peer{t: t, conn: conn}, imp: i}
@@ -38,7 +39,7 @@ func (p *importedPeer) submit(u usb.URB) *submitted {
 	p.t.Helper()
 	s := &submitted{URB: u, done: make(chan struct{})}
 	s.Complete = func(*usb.URB) { close(s.done) } // a second call panics
-	must(p.t, p.imp.Submit(&s.URB))
+	must.OK(p.t, p.imp.Submit(&s.URB))
 	return s
 }
 
@@ -125,7 +126,7 @@ func TestImporterGivesUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for kind, pair := range pairs {
 				t.Run(kind, func(t *testing.T) {
-					noLeaks(t)
+					must.NotLeak(t)
 					p := importPeer(t, pair, ImportOptions{})
 					u := p.submit(tt.urb)
 					go func() {
@@ -148,8 +149,8 @@ func TestImporterGivesUp(t *testing.T) {
 					if u.Status != usb.StatusNoDevice || u.Actual != 0 {
 						t.Errorf("transfer ended with %v, %d bytes", u.Status, u.Actual)
 					}
-					wantIs(t, p.imp.Err(), tt.want)
-					wantIs(t, p.imp.Submit(&tt.urb), usb.ErrGone)
+					must.Is(t, p.imp.Err(), tt.want)
+					must.Is(t, p.imp.Submit(&tt.urb), usb.ErrGone)
 				})
 			}
 		})
@@ -308,7 +309,7 @@ func TestImporterTolerates(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for kind, pair := range pairs {
 				t.Run(kind, func(t *testing.T) {
-					noLeaks(t)
+					must.NotLeak(t)
 					p := importPeer(t, pair, ImportOptions{})
 					script(p)
 					p.works()

@@ -10,20 +10,21 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
 // TestImporterLateAnswer shows that what follows the answer to a cancellation
 // ends the connection, as in Linux: the peer is not one to count with.
 func TestImporterLateAnswer(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	p := importPeer(t, tcpPair, ImportOptions{})
 	u := p.submit(bulkInURB(8))
 	submit := p.recvCmdSubmit().Seq
 	p.imp.Cancel(&u.URB)
 	p.send(retUnlinkPDU(p.recvCmdUnlink().Seq, usb.StatusCancelled), retSubmitPDU(RetSubmit{Seq: submit}, nil))
 	<-p.imp.Gone()
-	wantIs(t, p.imp.Err(), ErrProtocol)
+	must.Is(t, p.imp.Err(), ErrProtocol)
 }
 
 // TestImporterAnsweredTwice is about what stands behind an answer.
@@ -33,7 +34,7 @@ func TestImporterAnsweredTwice(t *testing.T) {
 		"trailing bytes": func(uint32) []byte { return make([]byte, HeaderSize) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			p := importPeer(t, tcpPair, ImportOptions{})
 			u := p.submit(bulkInURB(1))
 			seq := p.recvCmdSubmit().Seq
@@ -42,7 +43,7 @@ func TestImporterAnsweredTwice(t *testing.T) {
 				t.Errorf("transfer ended with %v", u.Status)
 			}
 			<-p.imp.Gone()
-			wantIs(t, p.imp.Err(), ErrProtocol)
+			must.Is(t, p.imp.Err(), ErrProtocol)
 		})
 	}
 }
@@ -50,20 +51,20 @@ func TestImporterAnsweredTwice(t *testing.T) {
 // TestImporterClosedInMidTransfer has half of an answer when it is closed, by
 // several at once.
 func TestImporterClosedInMidTransfer(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	p := importPeer(t, tcpPair, ImportOptions{})
 	u := p.submit(bulkInURB(64 << 10))
 	p.send(retSubmitPDU(RetSubmit{Seq: p.recvCmdSubmit().Seq, Actual: 64 << 10}, make([]byte, 32<<10)))
 	var closing sync.WaitGroup
 	for range 3 {
-		closing.Go(func() { must(t, p.imp.Close()) })
+		closing.Go(func() { must.OK(t, p.imp.Close()) })
 	}
 	closing.Wait()
 	if <-u.done; u.Status != usb.StatusNoDevice || u.Actual != 0 {
 		t.Errorf("transfer ended with %v, %d bytes", u.Status, u.Actual)
 	}
-	wantIs(t, p.imp.Err(), net.ErrClosed)
-	must(t, p.imp.Close())
+	must.Is(t, p.imp.Err(), net.ErrClosed)
+	must.OK(t, p.imp.Close())
 }
 
 // TestImporterOneByteASecond shows that a slow peer is waited for, once the
@@ -84,14 +85,14 @@ func TestImporterOneByteASecond(t *testing.T) {
 
 // TestImporterUnlinkAnsweredAsSubmit takes the number of the one for the other.
 func TestImporterUnlinkAnsweredAsSubmit(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	p := importPeer(t, tcpPair, ImportOptions{})
 	u := p.submit(bulkInURB(8))
 	p.recvCmdSubmit()
 	p.imp.Cancel(&u.URB)
 	p.send(retSubmitPDU(RetSubmit{Seq: p.recvCmdUnlink().Seq, Actual: 8}, make([]byte, 8)))
 	<-p.imp.Gone()
-	wantIs(t, p.imp.Err(), ErrProtocol)
+	must.Is(t, p.imp.Err(), ErrProtocol)
 	if <-u.done; u.Status != usb.StatusNoDevice {
 		t.Errorf("transfer ended with %v", u.Status)
 	}
@@ -114,7 +115,7 @@ func TestImporterUnlinkTimeout(t *testing.T) {
 		if d := time.Since(start); d != time.Minute {
 			t.Errorf("gone after %v", d)
 		}
-		wantIs(t, p.imp.Err(), os.ErrDeadlineExceeded)
+		must.Is(t, p.imp.Err(), os.ErrDeadlineExceeded)
 		<-u.done
 		<-other.done
 	})
@@ -141,7 +142,7 @@ func TestImporterOnlyUnlinksAnswered(t *testing.T) {
 		defer cancel()
 		start := time.Now()
 		_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
-		wantIs(t, err, context.DeadlineExceeded)
+		must.Is(t, err, context.DeadlineExceeded)
 		if d := time.Since(start); d != 3*time.Second {
 			t.Errorf("returned after %v", d)
 		}
@@ -177,7 +178,7 @@ func TestImporterSilentPeer(t *testing.T) {
 				}
 				start := time.Now()
 				_, err := NewImporter(ctx, theirs, benchDevID, usb.SpeedHigh, nil)
-				wantIs(t, err, os.ErrDeadlineExceeded)
+				must.Is(t, err, os.ErrDeadlineExceeded)
 				if d := time.Since(start); d != want {
 					t.Errorf("returned after %v, want %v", d, want)
 				}
@@ -195,14 +196,14 @@ func TestImporterPeerNeverReads(t *testing.T) {
 			all = append(all, p.submit(bulkOutURB(20<<10)))
 		}
 		u := bulkOutURB(20 << 10)
-		wantIs(t, p.imp.Submit(&u), usb.ErrTooMany)
+		must.Is(t, p.imp.Submit(&u), usb.ErrTooMany)
 		for len(all) < 100 {
 			all = append(all, p.submit(bulkInURB(0)))
 		}
 		u = bulkInURB(0)
-		wantIs(t, p.imp.Submit(&u), usb.ErrTooMany)
+		must.Is(t, p.imp.Submit(&u), usb.ErrTooMany)
 		<-p.imp.Gone()
-		wantIs(t, p.imp.Err(), errNotReading)
+		must.Is(t, p.imp.Err(), errNotReading)
 		for _, u := range all {
 			<-u.done
 		}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -45,7 +46,7 @@ func TestImporterRefuses(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			tt.urb.Complete = func(*usb.URB) { panic("completed a URB that was refused") }
-			wantIs(t, p.imp.Submit(&tt.urb), tt.want)
+			must.Is(t, p.imp.Submit(&tt.urb), tt.want)
 		})
 	}
 	p.works()
@@ -60,7 +61,7 @@ func TestImporterControlWithoutData(t *testing.T) {
 }
 
 func TestImporterReset(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	reset := func(status usb.Status) error {
 		p := importPeer(t, tcpPair, ImportOptions{})
 		u := p.submit(bulkInURB(8))
@@ -85,9 +86,9 @@ func TestImporterReset(t *testing.T) {
 		}
 		return err
 	}
-	must(t, reset(usb.StatusOK))
-	must(t, reset(usb.StatusStall))
-	wantIs(t, reset(usb.StatusProtocol), usb.StatusProtocol.Err())
+	must.OK(t, reset(usb.StatusOK))
+	must.OK(t, reset(usb.StatusStall))
+	must.Is(t, reset(usb.StatusProtocol), usb.StatusProtocol.Err())
 }
 
 func TestImporterResetGivenUp(t *testing.T) {
@@ -98,10 +99,10 @@ func TestImporterResetGivenUp(t *testing.T) {
 		go p.recvCmdUnlink()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		wantIs(t, p.imp.Reset(ctx), context.DeadlineExceeded)
+		must.Is(t, p.imp.Reset(ctx), context.DeadlineExceeded)
 		p.imp.Close()
 		<-u.done
-		wantIs(t, p.imp.Reset(t.Context()), usb.ErrGone)
+		must.Is(t, p.imp.Reset(t.Context()), usb.ErrGone)
 	})
 }
 
@@ -127,7 +128,7 @@ func TestImporterEnumerationFails(t *testing.T) {
 	}
 	for name, answer := range tests {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			conn, theirs := tcpPair(t)
 			p := &peer{t: t, conn: conn}
 			go func() {
@@ -152,7 +153,7 @@ func TestImporterEnumerationFails(t *testing.T) {
 func TestImporterSpeedUnknown(t *testing.T) {
 	conn, theirs := tcpPair(t)
 	_, err := NewImporter(t.Context(), theirs, benchDevID, usb.SpeedUnknown, nil)
-	wantIs(t, err, ErrProtocol)
+	must.Is(t, err, ErrProtocol)
 	if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the connection is open: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -17,12 +18,12 @@ import (
 func vanish(t *testing.T, conn net.Conn) {
 	t.Helper()
 	rc, err := conn.(*net.TCPConn).SyscallConn()
-	must(t, err)
+	must.OK(t, err)
 	drop := unix.SockFprog{Len: 1, Filter: &unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}}
-	must(t, rc.Control(func(fd uintptr) {
+	must.OK(t, rc.Control(func(fd uintptr) {
 		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &drop)
 	}))
-	must(t, err)
+	must.OK(t, err)
 }
 
 // TestPeerVanishes shows both roles that nobody is there any more: the exporter
@@ -34,7 +35,7 @@ func TestPeerVanishes(t *testing.T) {
 		ev = make(chan Event, 8)
 		e := &Exporter{ServeOptions: ServeOptions{Limits: limits}, OnEvent: func(e Event) { ev <- e }}
 		dev = newFakeDevice()
-		must(t, e.Add("1-1", dev))
+		must.OK(t, e.Add("1-1", dev))
 		imp = importFrom(t, startExporter(t, e), "1-1", nil)
 		configure(t, imp)
 		<-ev // Imported
@@ -53,7 +54,7 @@ func TestPeerVanishes(t *testing.T) {
 		u = &usb.URB{Type: usb.Interrupt, Endpoint: intrIn, Buffer: make([]byte, 8)}
 		done = make(chan struct{})
 		u.Complete = func(*usb.URB) { close(done) }
-		must(t, imp.Submit(u))
+		must.OK(t, imp.Submit(u))
 		return <-dev.arrived, done
 	}
 	t.Run("importer, idle", func(t *testing.T) {
@@ -74,10 +75,10 @@ func TestPeerVanishes(t *testing.T) {
 		t.Parallel()
 		conn, theirs := tcpPair(t)
 		imp, err := NewImporter(t.Context(), conn, benchDevID, usb.SpeedHigh, &ImportOptions{Descriptors: fakeDescriptors(), Limits: limits})
-		must(t, err)
+		must.OK(t, err)
 		defer imp.Close()
 		vanish(t, theirs)
 		<-imp.Gone()
-		wantIs(t, imp.Err(), syscall.ETIMEDOUT)
+		must.Is(t, imp.Err(), syscall.ETIMEDOUT)
 	})
 }

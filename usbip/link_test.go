@@ -8,6 +8,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -30,7 +31,7 @@ func TestQueueNeverEmpty(t *testing.T) {
 // TestHoldCollects holds back what an Importer sends until it is released as
 // often as it was held.
 func TestHoldCollects(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	p := importPeer(t, tcpPair, ImportOptions{})
 	p.imp.Hold()
 	p.imp.Hold()
@@ -57,7 +58,7 @@ func TestHoldCollects(t *testing.T) {
 // TestWatchSurroundsCompletions has answers come together: those who watch hear of
 // it before the first completes, and when all have.
 func TestWatchSurroundsCompletions(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	p := importPeer(t, tcpPair, ImportOptions{})
 	var held, most atomic.Int32
 	over := make(chan struct{}, 64)
@@ -68,7 +69,7 @@ func TestWatchSurroundsCompletions(t *testing.T) {
 	for range n {
 		u := bulkInURB(0)
 		u.Complete = func(*usb.URB) { most.Store(max(most.Load(), held.Load())) }
-		must(t, p.imp.Submit(&u))
+		must.OK(t, p.imp.Submit(&u))
 		answers = append(answers, retSubmitPDU(RetSubmit{Seq: p.recvCmdSubmit().Seq}, nil)...)
 	}
 	p.send(answers)
@@ -85,25 +86,25 @@ func TestWatchSurroundsCompletions(t *testing.T) {
 // TestBatchesAreBalanced exports an Importer: when its session is over nothing is
 // held back that anybody submits.
 func TestBatchesAreBalanced(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	far := &Exporter{}
-	must(t, far.Add("1-1", newFakeDevice()))
+	must.OK(t, far.Add("1-1", newFakeDevice()))
 	middle := importFrom(t, startExporter(t, far), "1-1", nil)
 	near := &Exporter{}
-	must(t, near.Add("1-1", middle))
+	must.OK(t, near.Add("1-1", middle))
 	addr := startExporter(t, near)
 	for range 3 {
 		i := importFrom(t, addr, "1-1", nil)
 		configure(t, i)
 		newPump(i, 8, bulkInURB(100)).run(t, 500)
-		must(t, i.Close())
-		must(t, near.Remove(t.Context(), "1-1"))
+		must.OK(t, i.Close())
+		must.OK(t, near.Remove(t.Context(), "1-1"))
 		configure(t, middle)
 		newPump(middle, 8, bulkInURB(100)).run(t, 500)
 		if n := len(middle.batches); n != 0 {
 			t.Errorf("%d watch an importer that nobody uses", n)
 		}
-		must(t, near.Add("1-1", middle))
+		must.OK(t, near.Add("1-1", middle))
 	}
 }
 
@@ -127,18 +128,18 @@ func TestReadsInAnyPieces(t *testing.T) {
 			var got []byte
 			for _, n := range []int{HeaderSize, 10, 20e3, HeaderSize, 0, 5000} {
 				b, err := l.next(HeaderSize)
-				must(t, err)
+				must.OK(t, err)
 				got = append(got, b...)
 				data := make([]byte, n)
-				must(t, l.readFull(data))
+				must.OK(t, l.readFull(data))
 				got = append(got, data...)
 			}
-			must(t, l.discard(10e3))
+			must.OK(t, l.discard(10e3))
 			if !bytes.Equal(got, input[:len(got)]) {
 				t.Errorf("in pieces of %d something else is read", piece)
 			}
 			rest := make([]byte, len(input)-len(got)-10e3)
-			must(t, l.readFull(rest))
+			must.OK(t, l.readFull(rest))
 			if !bytes.Equal(rest, input[len(input)-len(rest):]) {
 				t.Errorf("in pieces of %d something else follows", piece)
 			}

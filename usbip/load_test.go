@@ -5,21 +5,14 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
 // tcpPair returns both ends of a loopback connection.
 func tcpPair(tb testing.TB) (net.Conn, net.Conn) {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(tb, err)
-	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
-	must(tb, err)
-	b, err := l.Accept()
-	must(tb, err)
-	tb.Cleanup(func() { a.Close(); b.Close() })
-	return a, b
+	return must.Connect(tb)
 }
 
 const benchDevID = 1<<16 | 1
@@ -78,7 +71,7 @@ func (p *pump) run(tb testing.TB, n int) {
 	first := min(n, len(p.urbs))
 	p.end, p.left = n, n-first
 	for _, u := range p.urbs[:first] {
-		must(tb, p.dev.Submit(u))
+		must.OK(tb, p.dev.Submit(u))
 	}
 	<-p.done
 }

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -98,10 +99,10 @@ func TestList(t *testing.T) {
 				if _, ok := errors.AsType[*OpError](err); !ok || list != nil {
 					t.Errorf("List gives %v, %v", list, err)
 				}
-				wantIs(t, err, tt.want)
+				must.Is(t, err, tt.want)
 				return
 			}
-			if must(t, err); len(list) != tt.n {
+			if must.OK(t, err); len(list) != tt.n {
 				t.Errorf("%d devices, want %d", len(list), tt.n)
 			}
 			for _, d := range list {
@@ -116,7 +117,7 @@ func TestList(t *testing.T) {
 func TestListDevice(t *testing.T) {
 	b := join(OpHeader{Version, OpRepDevlist, OpOK}.Append(nil), []byte{0, 0, 0, 1}, oneDevice.Append(nil), oneDevice.AppendInterfaces(nil))
 	list, err := List(t.Context(), answering(t, OpHeaderSize, b))
-	must(t, err)
+	must.OK(t, err)
 	if !reflect.DeepEqual(list, []DeviceInfo{oneDevice}) {
 		t.Errorf("got %+v", list)
 	}
@@ -147,14 +148,14 @@ func TestRequestImport(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d, err := RequestImport(t.Context(), answering(t, OpHeaderSize+BusIDSize, tt.answer), "3-1")
 			if tt.want != nil {
-				wantIs(t, err, tt.want)
+				must.Is(t, err, tt.want)
 				e, ok := errors.AsType[*OpError](err)
 				if !ok || e.BusID != "3-1" || e.Op != "import" || e.Peer != "pipe" {
 					t.Errorf("error %#v", err)
 				}
 				return
 			}
-			must(t, err)
+			must.OK(t, err)
 			want := oneDevice
 			want.Interfaces = nil
 			if !reflect.DeepEqual(d, want) || d.DevID() != 3<<16|2 {
@@ -168,7 +169,7 @@ func TestRequestImport(t *testing.T) {
 func TestRequestImportReadsNoFurther(t *testing.T) {
 	conn := answering(t, OpHeaderSize+BusIDSize, join(OpHeader{Version, OpRepImport, OpOK}.Append(nil), device(0, ""), []byte("rest")))
 	_, err := RequestImport(t.Context(), conn, "3-1")
-	must(t, err)
+	must.OK(t, err)
 	if b, err := io.ReadAll(conn); string(b) != "rest" {
 		t.Errorf("what is left is %q, %v", b, err)
 	}
@@ -218,7 +219,7 @@ func TestHandshakeEnds(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 					defer cancel()
 					start := time.Now()
-					wantIs(t, request(ctx, conn), context.DeadlineExceeded)
+					must.Is(t, request(ctx, conn), context.DeadlineExceeded)
 					if d := time.Since(start); d != 5*time.Second {
 						t.Errorf("ended after %v", d)
 					}
@@ -233,7 +234,7 @@ func TestHandshakeEnds(t *testing.T) {
 			go io.Copy(io.Discard, theirs)
 			start := time.Now()
 			_, err := List(t.Context(), conn)
-			wantIs(t, err, os.ErrDeadlineExceeded)
+			must.Is(t, err, os.ErrDeadlineExceeded)
 			if d := time.Since(start); d != DefaultHandshakeTimeout {
 				t.Errorf("ended after %v", d)
 			}
@@ -248,7 +249,7 @@ func TestHandshakeEnds(t *testing.T) {
 			reason := errors.New("reason")
 			time.AfterFunc(time.Second, func() { cancel(reason) })
 			_, err := List(ctx, conn)
-			wantIs(t, err, reason)
+			must.Is(t, err, reason)
 		})
 	})
 }
@@ -308,7 +309,7 @@ func TestGoldenBytes(t *testing.T) {
 	}
 	for name, tt := range tests {
 		want, err := hex.DecodeString(strings.ReplaceAll(tt.want, " ", ""))
-		must(t, err)
+		must.OK(t, err)
 		if !bytes.Equal(tt.got, want) {
 			t.Errorf("%s:\n got %x\nwant %x", name, tt.got, want)
 		}

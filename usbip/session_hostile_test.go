@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -81,7 +82,7 @@ func TestSessionEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for kind, pair := range pairs {
 				t.Run(kind, func(t *testing.T) {
-					noLeaks(t)
+					must.NotLeak(t)
 					conn, theirs := pair(t)
 					p := servePeer(t, conn, theirs, hostileLimits)
 					go io.Copy(io.Discard, conn)
@@ -152,7 +153,7 @@ func TestSessionRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for kind, pair := range pairs {
 				t.Run(kind, func(t *testing.T) {
-					noLeaks(t)
+					must.NotLeak(t)
 					conn, theirs := pair(t)
 					p := servePeer(t, conn, theirs, hostileLimits)
 					p.send(tt.input)
@@ -167,7 +168,7 @@ func TestSessionRefuses(t *testing.T) {
 					}
 					p.works()
 					conn.Close()
-					must(t, p.end())
+					must.OK(t, p.end())
 				})
 			}
 		})
@@ -192,7 +193,7 @@ func TestSessionTolerates(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			conn, theirs := tcpPair(t)
 			p := servePeer(t, conn, theirs, nil)
 			for range 2 { // a number may be used again once its transfer is over
@@ -205,7 +206,7 @@ func TestSessionTolerates(t *testing.T) {
 			}
 			p.works()
 			conn.Close()
-			must(t, p.end())
+			must.OK(t, p.end())
 		})
 	}
 }
@@ -296,13 +297,13 @@ func TestSessionUnlinks(t *testing.T) {
 	}
 	for name, script := range tests {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			conn, theirs := tcpPair(t)
 			p := servePeer(t, conn, theirs, nil)
 			script(p)
 			p.works()
 			conn.Close()
-			must(t, p.end())
+			must.OK(t, p.end())
 		})
 	}
 }
@@ -310,7 +311,7 @@ func TestSessionUnlinks(t *testing.T) {
 // TestSessionRefusesPackets matters to Linux, which takes the layout of its own
 // transfer from the answer.
 func TestSessionRefusesPackets(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, hostileLimits)
 	want := []usb.IsoPacket{{Offset: 0, Length: 100}, {Offset: 40e3, Length: 25e3}}
@@ -336,7 +337,7 @@ func TestSessionRefusesPackets(t *testing.T) {
 		}
 	}
 	conn.Close()
-	must(t, p.end())
+	must.OK(t, p.end())
 }
 
 func wantRetUnlink(p *servedPeer, seq uint32, status int32) {
@@ -347,7 +348,7 @@ func wantRetUnlink(p *servedPeer, seq uint32, status int32) {
 }
 
 func TestSessionUnlinkFlood(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
@@ -360,11 +361,11 @@ func TestSessionUnlinkFlood(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.Complete(u)
-	wantIs(t, p.end(), ErrProtocol)
+	must.Is(t, p.end(), ErrProtocol)
 }
 
 func TestSessionURBLimit(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, hostileLimits)
 	for seq := range uint32(8) {
@@ -380,7 +381,7 @@ func TestSessionURBLimit(t *testing.T) {
 	p.send(submitPDU(11, intrIn, usb.Setup{}, nil, 8))
 	<-p.dev.arrived
 	conn.Close()
-	must(t, p.end())
+	must.OK(t, p.end())
 }
 
 // TestSessionOneByteASecond shows that a slow peer is served, and harms only
@@ -397,7 +398,7 @@ func TestSessionOneByteASecond(t *testing.T) {
 			t.Errorf("answer %+v", r)
 		}
 		conn.Close()
-		must(t, p.end())
+		must.OK(t, p.end())
 	})
 }
 
@@ -417,7 +418,7 @@ func TestSessionPeerNeverReads(t *testing.T) {
 		})
 	})
 	t.Run("unlinks", func(t *testing.T) {
-		noLeaks(t)
+		must.NotLeak(t)
 		conn, theirs := tcpPair(t)
 		p := servePeer(t, conn, theirs, hostileLimits)
 		flood := unlinkPDU(2, 1)
@@ -441,7 +442,7 @@ func TestSessionEndCancels(t *testing.T) {
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			conn, theirs := tcpPair(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

@@ -8,11 +8,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
 func TestSessionDeviceGone(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
@@ -21,7 +22,7 @@ func TestSessionDeviceGone(t *testing.T) {
 	if r := p.recvRetSubmit(); usb.Status(r.Status) != usb.StatusNoDevice {
 		t.Errorf("answer %+v", r)
 	}
-	wantIs(t, <-p.ended, usb.ErrGone)
+	must.Is(t, <-p.ended, usb.ErrGone)
 }
 
 // TestSessionBytesLimit shows that answers the peer has not taken count.
@@ -42,14 +43,14 @@ func TestSessionBytesLimit(t *testing.T) {
 		}
 		p.works()
 		conn.Close()
-		must(t, p.end())
+		must.OK(t, p.end())
 	})
 }
 
 // TestSessionCancelKeepsURB shows that a URB is not used again while the device
 // still holds it in Cancel, though it has completed.
 func TestSessionCancelKeepsURB(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.dev.cancel = func(u *usb.URB) {
@@ -62,13 +63,13 @@ func TestSessionCancelKeepsURB(t *testing.T) {
 	p.send(unlinkPDU(2, 1))
 	wantRetUnlink(p, 2, int32(usb.StatusCancelled))
 	conn.Close()
-	must(t, p.end())
+	must.OK(t, p.end())
 }
 
 // TestSessionUnknownIsochronous is a transfer to an endpoint of another
 // setting, behind whose request there are packets all the same.
 func TestSessionUnknownIsochronous(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.control(usb.SetInterface(0, 1), nil)
@@ -79,11 +80,11 @@ func TestSessionUnknownIsochronous(t *testing.T) {
 	p.recv(2 * IsoPacketSize)
 	p.works()
 	conn.Close()
-	must(t, p.end())
+	must.OK(t, p.end())
 }
 
 func TestSessionReset(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.send(submitPDU(1, intrIn, usb.Setup{}, nil, 8))
@@ -100,7 +101,7 @@ func TestSessionReset(t *testing.T) {
 		t.Errorf("transfer to the unconfigured device ended with %+v", r)
 	}
 	conn.Close()
-	must(t, <-p.ended)
+	must.OK(t, <-p.ended)
 	if n := p.dev.resetCount(); n != 2 {
 		t.Errorf("%d resets, want the peer's and that at the end", n)
 	}
@@ -156,7 +157,7 @@ func TestSessionEndsDuringReset(t *testing.T) {
 // TestSessionPeerLeavesAnswers shows that a peer may close the connection with
 // answers unread, which TCP tells as a reset.
 func TestSessionPeerLeavesAnswers(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	conn, theirs := tcpPair(t)
 	p := servePeer(t, conn, theirs, nil)
 	p.send(submitPDU(1, 0x80, usb.Setup{RequestType: 0x80, Length: 2}, nil, 2))

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -20,13 +21,13 @@ func through(t *testing.T, f func(t *testing.T, dev *fakeDevice, i *Importer)) {
 		"tcp": tcpPair, "unix": unixPair, "pipe": pairs["pipe"],
 	} {
 		t.Run(kind, func(t *testing.T) {
-			noLeaks(t)
+			must.NotLeak(t)
 			dev := newFakeDevice()
 			conn, theirs := pair(t)
 			done := make(chan error, 1)
 			go func() { done <- ServeDevice(t.Context(), theirs, benchDevID, dev, nil) }()
 			i, err := NewImporter(t.Context(), conn, benchDevID, usb.SpeedHigh, nil)
-			must(t, err)
+			must.OK(t, err)
 			configure(t, i)
 			f(t, dev, i)
 			i.Close()
@@ -38,12 +39,12 @@ func through(t *testing.T, f func(t *testing.T, dev *fakeDevice, i *Importer)) {
 func unixPair(t testing.TB) (net.Conn, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("unix", t.TempDir()+"/s")
-	must(t, err)
+	must.OK(t, err)
 	defer l.Close()
 	a, err := net.Dial("unix", l.Addr().String())
-	must(t, err)
+	must.OK(t, err)
 	b, err := l.Accept()
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
 }
@@ -69,7 +70,7 @@ func TestIsochronousIn(t *testing.T) {
 		u := isoInURB(192, 192, 192, 192)
 		u.Flags, u.StartFrame, u.Interval = usb.FlagIsoASAP, 7, 1
 		err := usb.Do(t.Context(), i, &u)
-		wantIs(t, err, usb.StatusXDev.Err())
+		must.Is(t, err, usb.StatusXDev.Err())
 		if u.Actual != 299 || u.Errors != 1 || u.StartFrame != 1234 {
 			t.Errorf("%d bytes, %d errors, start frame %d", u.Actual, u.Errors, u.StartFrame)
 		}
@@ -108,7 +109,7 @@ func TestIsochronousOut(t *testing.T) {
 			Packets: []usb.IsoPacket{{Offset: 0, Length: 3}, {Offset: 9, Length: 5}, {Offset: 16, Length: 1}},
 			Flags:   usb.FlagIsoASAP | 0x4000, StartFrame: 7, Interval: 8,
 		}
-		must(t, usb.Do(t.Context(), i, &u))
+		must.OK(t, usb.Do(t.Context(), i, &u))
 		if u.Actual != 8 || u.Packets[0].Actual != 3 || u.Packets[1].Actual != 4 || u.Packets[2].Actual != 1 {
 			t.Errorf("%d bytes, %+v", u.Actual, u.Packets)
 		}
@@ -158,7 +159,7 @@ func TestIsochronousStream(t *testing.T) {
 		for range inFlight {
 			u := isoInURB(lengths...)
 			u.Complete = complete
-			must(t, i.Submit(&u))
+			must.OK(t, i.Submit(&u))
 		}
 		<-done
 	})
@@ -192,7 +193,7 @@ func TestDeviceOverstates(t *testing.T) {
 	through(t, func(t *testing.T, dev *fakeDevice, i *Importer) {
 		secret := bulkOutURB(100)
 		copy(secret.Buffer, bytes.Repeat([]byte("secret"), 20))
-		must(t, usb.Do(t.Context(), i, &secret))
+		must.OK(t, usb.Do(t.Context(), i, &secret))
 		dev.respond = func(_ *fakeDevice, u *usb.URB) bool {
 			u.Status, u.Actual = usb.StatusOK, 1<<40
 			u.Complete(u)
@@ -200,7 +201,7 @@ func TestDeviceOverstates(t *testing.T) {
 		}
 		u := bulkInURB(100)
 		u.Buffer[0] = 1
-		must(t, usb.Do(t.Context(), i, &u))
+		must.OK(t, usb.Do(t.Context(), i, &u))
 		if u.Actual != 100 || !bytes.Equal(u.Buffer, make([]byte, 100)) {
 			t.Errorf("%d bytes: %q", u.Actual, u.Buffer)
 		}
@@ -210,12 +211,12 @@ func TestDeviceOverstates(t *testing.T) {
 func TestAlternateSettings(t *testing.T) {
 	through(t, func(t *testing.T, dev *fakeDevice, i *Importer) {
 		u := usb.URB{Type: usb.Bulk, Endpoint: altIn, Buffer: make([]byte, 4)}
-		wantIs(t, usb.Do(t.Context(), i, &u), usb.ErrNoEndpoint)
+		must.Is(t, usb.Do(t.Context(), i, &u), usb.ErrNoEndpoint)
 		_, err := usb.ControlTransfer(t.Context(), i, usb.SetInterface(0, 1), nil)
-		must(t, err)
-		must(t, usb.Do(t.Context(), i, &u))
+		must.OK(t, err)
+		must.OK(t, usb.Do(t.Context(), i, &u))
 		gone := bulkInURB(4)
-		wantIs(t, usb.Do(t.Context(), i, &gone), usb.ErrNoEndpoint)
+		must.Is(t, usb.Do(t.Context(), i, &gone), usb.ErrNoEndpoint)
 	})
 }
 
@@ -235,13 +236,13 @@ func TestSubmitErrors(t *testing.T) {
 // in a row, and holds every one to the contract: one Complete, the true
 // outcome, the order of each endpoint, nothing left.
 func TestUnlinkRaces(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	dev := newFakeDevice()
 	inner := &Exporter{}
-	must(t, inner.Add("1-1", dev))
+	must.OK(t, inner.Add("1-1", dev))
 	first := importFrom(t, startExporter(t, inner), "1-1", nil)
 	outer := &Exporter{}
-	must(t, outer.Add("2-1", first))
+	must.OK(t, outer.Add("2-1", first))
 	second := importFrom(t, startExporter(t, outer), "2-1", nil)
 	configure(t, second)
 
@@ -267,7 +268,7 @@ func TestUnlinkRaces(t *testing.T) {
 		i.mu.Unlock()
 	}
 	u := bulkInURB(16)
-	must(t, usb.Do(t.Context(), second, &u))
+	must.OK(t, usb.Do(t.Context(), second, &u))
 }
 
 // completeAtRandom completes transfers with data, some of them a little later.
@@ -364,7 +365,7 @@ func TestOrderWithinEndpoint(t *testing.T) {
 			}
 			close(gate)
 		}
-		must(t, i.Submit(&first))
+		must.OK(t, i.Submit(&first))
 		<-gate
 		<-done
 		mu.Lock()
@@ -379,21 +380,21 @@ func TestOrderWithinEndpoint(t *testing.T) {
 
 // TestResetThroughTwo resets a device through two exporters in a row.
 func TestResetThroughTwo(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	dev := newFakeDevice()
 	inner := &Exporter{}
-	must(t, inner.Add("1-1", dev))
+	must.OK(t, inner.Add("1-1", dev))
 	first := importFrom(t, startExporter(t, inner), "1-1", nil)
 	outer := &Exporter{}
-	must(t, outer.Add("1-1", first))
+	must.OK(t, outer.Add("1-1", first))
 	second := importFrom(t, startExporter(t, outer), "1-1", nil)
 	configure(t, second)
 	u := usb.URB{Type: usb.Interrupt, Endpoint: intrIn, Buffer: make([]byte, 8)}
 	done := make(chan struct{})
 	u.Complete = func(*usb.URB) { close(done) }
-	must(t, second.Submit(&u))
+	must.OK(t, second.Submit(&u))
 	<-dev.arrived
-	must(t, second.Reset(t.Context()))
+	must.OK(t, second.Reset(t.Context()))
 	select {
 	case <-done:
 	default:

@@ -5,7 +5,6 @@ package vhci_test
 import (
 	"errors"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 	"github.com/usbns/usbns/vhci/vhcitest"
@@ -422,17 +422,8 @@ func TestErrorTexts(t *testing.T) {
 func TestAttachConn(t *testing.T) {
 	kernel := vhcitest.New(t, 1, 1)
 	d := open(t, kernel.Sysfs(), 0)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	conn, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.TCPConn).SyscallConn()
+	conn, _ := must.Connect(t)
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

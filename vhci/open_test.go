@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/vhci"
 	"github.com/usbns/usbns/vhci/vhcitest"
 )
@@ -126,7 +127,7 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			root := tree(t, tt.files)
-			before := openFiles(t)
+			before := len(must.Descriptors(t))
 			d, err := vhci.Sysfs{Root: root}.Open(tt.index)
 			if err == nil {
 				d.Close()
@@ -138,20 +139,11 @@ func TestOpenRefuses(t *testing.T) {
 			if !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("error %q, want %q and the word %q", err, tt.want, tt.says)
 			}
-			if after := openFiles(t); after != before {
+			if after := len(must.Descriptors(t)); after != before {
 				t.Errorf("%d files open, %d before", after, before)
 			}
 		})
 	}
-}
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
 }
 
 func TestOpenPathRefuses(t *testing.T) {

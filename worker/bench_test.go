@@ -12,6 +12,7 @@ import (
 
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -61,10 +62,10 @@ type pump struct {
 
 func newPump(b *testing.B, conn net.Conn, opts *usbip.ImportOptions, urb usb.URB, inFlight int) *pump {
 	dev, err := usbip.NewImporter(b.Context(), conn, devid, usb.SpeedHigh, opts)
-	must(b, err)
+	must.OK(b, err)
 	b.Cleanup(func() { dev.Close() })
 	_, err = usb.ControlTransfer(b.Context(), dev, usb.SetConfiguration(1), nil)
-	must(b, err)
+	must.OK(b, err)
 	p := &pump{dev: dev, done: make(chan struct{}, 1)}
 	for range inFlight {
 		u := urb

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -161,19 +162,12 @@ func TestRogueImports(t *testing.T) {
 func TestRogueDescriptors(t *testing.T) {
 	c, r := greeted(t, 5)
 	d := c.Held()[0]
-	count := func() int {
-		entries, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries)
-	}
-	before := count()
+	before := len(must.Descriptors(t))
 	if err := r.send(&message{Op: opEnded, Device: 5, Error: &failure{Text: "with a gift"}}, 0); err != nil {
 		t.Fatal(err)
 	}
 	<-d.Ended()
-	if n := count(); n != before {
+	if n := len(must.Descriptors(t)); n != before {
 		t.Errorf("%d descriptors are open, %d were", n, before)
 	}
 	if d.Err() == nil || d.Err().Error() != "with a gift" {

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +20,8 @@ import (
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/emulate/emulatetest"
 	"github.com/usbns/usbns/internal/benchtable"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/worker"
@@ -38,35 +39,16 @@ const (
 	patient = time.Minute
 )
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func await(t testing.TB, what string, c <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-c:
-	case <-time.After(patient):
-		t.Fatalf("%s: nothing after %v", what, patient)
-	}
-}
-
 // socketPath is short enough for the address of a socket, wherever tests run.
 func socketPath(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "w")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return filepath.Join(dir, "0")
+	return filepath.Join(must.TempDir(t), "0")
 }
 
 func start(t testing.TB, path string) *worker.Client {
 	t.Helper()
 	c, err := worker.Start(t.Context(), path)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(c.Kill)
 	return c
 }
@@ -74,34 +56,16 @@ func start(t testing.TB, path string) *worker.Client {
 // export serves d over TCP and returns the importer's end.
 func export(t testing.TB, d usb.Device) *net.TCPConn {
 	t.Helper()
-	here, peer := connect(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		usbip.ServeDevice(ctx, peer, devid, d, nil)
-	}()
-	t.Cleanup(func() { cancel(); <-done; d.Close() })
-	return here.(*net.TCPConn)
-}
-
-func connect(t testing.TB) (here, peer net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	here, err = net.Dial("tcp", l.Addr().String())
-	must(t, err)
-	peer, err = l.Accept()
-	must(t, err)
-	t.Cleanup(func() { here.Close(); peer.Close() })
-	return here, peer
+	here, peer := must.Connect(t)
+	t.Cleanup(func() { d.Close() })
+	usbiptest.Serve(t, peer, devid, d)
+	return here
 }
 
 func open(t testing.TB, kind string) usb.Device {
 	t.Helper()
 	d, err := emulate.Open(kind, emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	return d
 }
 
@@ -109,17 +73,17 @@ func open(t testing.TB, kind string) usb.Device {
 func serve(t testing.TB, d *worker.Device) *net.UnixConn {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
+	must.OK(t, err)
 	var conns [2]*net.UnixConn
 	for i, fd := range fds {
 		f := os.NewFile(uintptr(fd), "pair")
 		c, err := net.FileConn(f)
-		must(t, err)
+		must.OK(t, err)
 		f.Close()
 		conns[i] = c.(*net.UnixConn)
 		t.Cleanup(func() { c.Close() })
 	}
-	must(t, d.Serve(t.Context(), conns[0]))
+	must.OK(t, d.Serve(t.Context(), conns[0]))
 	conns[0].Close()
 	return conns[1]
 }
@@ -127,9 +91,9 @@ func serve(t testing.TB, d *worker.Device) *net.UnixConn {
 func importDevice(t testing.TB, c *worker.Client, conn syscall.Conn) (*worker.Device, *usb.Descriptors) {
 	t.Helper()
 	d, raw, err := c.Import(t.Context(), conn, devid, usb.SpeedHigh, 10*time.Second)
-	must(t, err)
+	must.OK(t, err)
 	desc, err := usb.NewDescriptors(raw)
-	must(t, err)
+	must.OK(t, err)
 	return d, desc
 }
 
@@ -144,8 +108,8 @@ func TestConformanceThroughAWorker(t *testing.T) {
 				emulatetest.Run(t, set, func(t *testing.T) usb.Device {
 					d, desc := importDevice(t, c, export(t, open(t, kind)))
 					imp, err := usbip.NewImporter(t.Context(), serve(t, d), devid, usb.SpeedHigh, &usbip.ImportOptions{Descriptors: desc})
-					must(t, err)
-					t.Cleanup(func() { imp.Close(); await(t, "end of the device", d.Ended()) })
+					must.OK(t, err)
+					t.Cleanup(func() { imp.Close(); must.Await(t, "end of the device", d.Ended()) })
 					return imp
 				})
 			}
@@ -161,7 +125,7 @@ func TestWorkerOutlivesItsClient(t *testing.T) {
 	c.Close()
 
 	again, err := worker.Open(t.Context(), path)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(again.Kill)
 	held := again.Held()
 	if again.Nonce() != c.Nonce() || len(held) != 1 || held[0].Number() != d.Number() {
@@ -171,13 +135,13 @@ func TestWorkerOutlivesItsClient(t *testing.T) {
 		t.Error("a device can be taken twice, or not at all")
 	}
 	imp, err := usbip.NewImporter(t.Context(), kernel, devid, usb.SpeedHigh, &usbip.ImportOptions{Descriptors: desc})
-	must(t, err)
+	must.OK(t, err)
 	if _, err := usb.ControlTransfer(t.Context(), imp, usb.SetConfiguration(1), nil); err != nil {
 		t.Error(err)
 	}
 	held[0].Close()
-	await(t, "end of the device", held[0].Ended())
-	await(t, "end of the kernel's connection", imp.Gone())
+	must.Await(t, "end of the device", held[0].Ended())
+	must.Await(t, "end of the kernel's connection", imp.Gone())
 	again.Close()
 	gone(t, path)
 }
@@ -204,20 +168,20 @@ func TestWhyADeviceEnds(t *testing.T) {
 	t.Run("the kernel lets go", func(t *testing.T) {
 		d, _ := importDevice(t, c, export(t, open(t, "loopback")))
 		serve(t, d).Close()
-		await(t, "end", d.Ended())
-		must(t, d.Err())
+		must.Await(t, "end", d.Ended())
+		must.OK(t, d.Err())
 	})
 	t.Run("the exporter closes", func(t *testing.T) {
-		here, peer := connect(t)
+		here, peer := must.Connect(t)
 		dev := open(t, "loopback")
 		defer dev.Close()
 		served := make(chan error, 1)
 		go func() { served <- usbip.ServeDevice(context.Background(), peer, devid, dev, nil) }()
-		d, _ := importDevice(t, c, here.(*net.TCPConn))
+		d, _ := importDevice(t, c, here)
 		here.Close()
 		serve(t, d)
 		peer.Close()
-		await(t, "end", d.Ended())
+		must.Await(t, "end", d.Ended())
 		if d.Err() == nil {
 			t.Error("nobody knows why")
 		}
@@ -227,7 +191,7 @@ func TestWhyADeviceEnds(t *testing.T) {
 		d, _ := importDevice(t, c, export(t, open(t, "loopback")))
 		kernel := serve(t, d)
 		c.Kill()
-		await(t, "end", d.Ended())
+		must.Await(t, "end", d.Ended())
 		if _, err := kernel.Read(make([]byte, 1)); err == nil {
 			t.Error("the kernel's connection goes on")
 		}
@@ -239,18 +203,18 @@ func TestWhyADeviceEnds(t *testing.T) {
 
 func TestSilentExporter(t *testing.T) {
 	c := start(t, socketPath(t))
-	here, _ := connect(t)
-	_, _, err := c.Import(t.Context(), here.(*net.TCPConn), devid, usb.SpeedHigh, 50*time.Millisecond)
+	here, _ := must.Connect(t)
+	_, _, err := c.Import(t.Context(), here, devid, usb.SpeedHigh, 50*time.Millisecond)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	here, peer := connect(t)
+	here, peer := must.Connect(t)
 	go func() {
 		_, _ = peer.Read(make([]byte, usbip.HeaderSize))
 		cancel()
 	}()
-	if _, _, err := c.Import(ctx, here.(*net.TCPConn), devid, usb.SpeedHigh, patient); !errors.Is(err, context.Canceled) {
+	if _, _, err := c.Import(ctx, here, devid, usb.SpeedHigh, patient); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	here.Close()
@@ -264,7 +228,7 @@ func TestSandbox(t *testing.T) {
 	start(t, path)
 	pid := listener(t, path)
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	must(t, err)
+	must.OK(t, err)
 	want := map[string]string{"NoNewPrivs": "1", "Seccomp": "2"}
 	if os.Geteuid() == 0 {
 		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
@@ -276,7 +240,7 @@ func TestSandbox(t *testing.T) {
 	}
 	for _, task := range tasks {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, task.Name()))
-		must(t, err)
+		must.OK(t, err)
 		for line := range strings.Lines(string(text)) {
 			key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 			if w, ok := want[key]; ok && strings.TrimSpace(value) != w {
@@ -312,13 +276,13 @@ func TestSandbox(t *testing.T) {
 func readLinks(t *testing.T, dir string) (links []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	must(t, err)
+	must.OK(t, err)
 	for _, e := range entries {
 		link, err := os.Readlink(filepath.Join(dir, e.Name()))
 		if errors.Is(err, os.ErrNotExist) {
 			continue // closed meanwhile
 		}
-		must(t, err)
+		must.OK(t, err)
 		links = append(links, link)
 	}
 	return links
@@ -328,12 +292,12 @@ func readLinks(t *testing.T, dir string) (links []string) {
 func listener(t *testing.T, path string) int {
 	t.Helper()
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
-	must(t, err)
+	must.OK(t, err)
 	defer c.Close()
 	raw, err := c.SyscallConn()
-	must(t, err)
+	must.OK(t, err)
 	pid := 0
-	must(t, raw.Control(func(fd uintptr) {
+	must.OK(t, raw.Control(func(fd uintptr) {
 		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 			pid = int(cred.Pid)
 		}
@@ -346,35 +310,24 @@ func listener(t *testing.T, path string) int {
 
 func TestNothingIsLeft(t *testing.T) {
 	path := socketPath(t)
-	before := descriptors(t)
+	before := len(must.Descriptors(t))
 	for range 5 {
 		c, err := worker.Start(t.Context(), path)
-		must(t, err)
+		must.OK(t, err)
 		dev := open(t, "loopback")
-		here, peer := connect(t)
+		here, peer := must.Connect(t)
 		served := make(chan error, 1)
 		go func() { served <- usbip.ServeDevice(context.Background(), peer, devid, dev, nil) }()
-		d, _ := importDevice(t, c, here.(*net.TCPConn))
+		d, _ := importDevice(t, c, here)
 		here.Close()
 		kernel := serve(t, d)
 		d.Close()
-		await(t, "end", d.Ended())
+		must.Await(t, "end", d.Ended())
 		kernel.Close()
 		<-served
 		dev.Close()
 		c.Close()
 		gone(t, path)
 	}
-	for deadline := time.Now().Add(patient); descriptors(t) > before; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d descriptors are open, %d were", descriptors(t), before)
-		}
-	}
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	return len(entries)
+	must.Become(t, "as few descriptors as before", func() bool { return len(must.Descriptors(t)) <= before })
 }

@@ -10,16 +10,10 @@ import (
 
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/emulate/emulatetest"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/wrap"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // The rules that every device keeps hold around every device.
 func TestShieldConforms(t *testing.T) {
@@ -31,7 +25,7 @@ func TestShieldConforms(t *testing.T) {
 			for _, set := range []map[string]emulatetest.Test{emulatetest.Device, more} {
 				emulatetest.Run(t, set, func(t *testing.T) usb.Device {
 					d, err := emulate.Open(kind, emulate.Options{})
-					must(t, err)
+					must.OK(t, err)
 					return wrap.NewShield(d, nil, 0)
 				})
 			}
@@ -52,7 +46,7 @@ type stranger struct {
 
 func newStranger(t testing.TB) *stranger {
 	d, err := emulate.NewLoopback(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { d.Close() })
 	return &stranger{desc: d.Descriptors(), gone: make(chan struct{})}
 }
@@ -117,7 +111,7 @@ func TestCancelDoesNotWait(t *testing.T) {
 		{Type: usb.Isochronous, Endpoint: 0x83, Buffer: make([]byte, 64), Packets: []usb.IsoPacket{{Length: 64}}},
 	} {
 		u.Complete = func(*usb.URB) { completions++ }
-		must(t, s.Submit(u))
+		must.OK(t, s.Submit(u))
 		s.Cancel(u)
 		s.Cancel(u)
 		if completions != 1 || u.Status != usb.StatusCancelled || u.Actual != 0 {
@@ -134,7 +128,7 @@ func TestCancelDoesNotWait(t *testing.T) {
 	if d.cancelled != 3 {
 		t.Errorf("the device was asked %d times to cancel", d.cancelled)
 	}
-	must(t, s.Close())
+	must.OK(t, s.Close())
 }
 
 func TestOrphansAreBounded(t *testing.T) {
@@ -146,7 +140,7 @@ func TestOrphansAreBounded(t *testing.T) {
 	}
 	for range wrap.MaxOrphans {
 		u, err := submit()
-		must(t, err)
+		must.OK(t, err)
 		s.Cancel(u)
 	}
 	if _, err := submit(); !errors.Is(err, usb.ErrTooMany) {
@@ -154,8 +148,8 @@ func TestOrphansAreBounded(t *testing.T) {
 	}
 	d.finish(usb.StatusCancelled, 0)
 	_, err := submit()
-	must(t, err)
-	must(t, s.Close())
+	must.OK(t, err)
+	must.OK(t, s.Close())
 }
 
 // Descriptors and what only concerns the exporter's link are answered while the
@@ -167,7 +161,7 @@ func TestAnswersWithoutTheDevice(t *testing.T) {
 		t.Helper()
 		done := false
 		u := control(setup, func(*usb.URB) { done = true })
-		must(t, s.Submit(u))
+		must.OK(t, s.Submit(u))
 		if !done {
 			t.Fatalf("%v waits", setup)
 		}
@@ -206,7 +200,7 @@ func TestAnswersWithoutTheDevice(t *testing.T) {
 	if n := d.finish(0, 0); n != 0 {
 		t.Errorf("the device was asked %d times", n)
 	}
-	must(t, s.Close())
+	must.OK(t, s.Close())
 }
 
 func TestControlTransfersExpire(t *testing.T) {
@@ -219,7 +213,7 @@ func TestControlTransfersExpire(t *testing.T) {
 		control(vendorIn, func(u *usb.URB) { order <- u }),
 	}
 	for _, u := range urbs {
-		must(t, s.Submit(u))
+		must.OK(t, s.Submit(u))
 	}
 	for i, want := range []usb.Status{usb.StatusTimedOut, usb.StatusOK, usb.StatusTimedOut} {
 		if u := <-order; u != urbs[i] || u.Status != want {
@@ -231,12 +225,12 @@ func TestControlTransfersExpire(t *testing.T) {
 	}
 	// The time of one begins with its submission.
 	u := control(vendorIn, func(u *usb.URB) { order <- u })
-	must(t, s.Submit(u))
+	must.OK(t, s.Submit(u))
 	d.finish(usb.StatusOK, 64)
 	if <-order; u.Status != usb.StatusOK || u.Actual != 64 || u.Buffer[63] != 0xee {
 		t.Errorf("in time: %v, %d bytes", u.Status, u.Actual)
 	}
-	must(t, s.Close())
+	must.OK(t, s.Close())
 }
 
 func TestResetDoesNotWaitForEver(t *testing.T) {
@@ -244,7 +238,7 @@ func TestResetDoesNotWaitForEver(t *testing.T) {
 	s := wrap.NewShield(d, nil, 20*time.Millisecond)
 	done := 0
 	for range 3 {
-		must(t, s.Submit(&usb.URB{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 8), Complete: func(*usb.URB) { done++ }}))
+		must.OK(t, s.Submit(&usb.URB{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 8), Complete: func(*usb.URB) { done++ }}))
 	}
 	if err := s.Reset(t.Context()); !errors.Is(err, context.DeadlineExceeded) && err == nil {
 		t.Error("a reset of a device that does not answer succeeds")
@@ -252,7 +246,7 @@ func TestResetDoesNotWaitForEver(t *testing.T) {
 	if done != 3 {
 		t.Errorf("%d of 3 transfers completed", done)
 	}
-	must(t, s.Close())
+	must.OK(t, s.Close())
 }
 
 // What a device answers with is not always for a driver to see.
@@ -264,17 +258,17 @@ func TestStatusesAreMadePlausible(t *testing.T) {
 		-115: usb.StatusProtocol, -104: usb.StatusShutdown, -2: usb.StatusShutdown,
 	} {
 		u := &usb.URB{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 8), Complete: func(*usb.URB) {}}
-		must(t, s.Submit(u))
+		must.OK(t, s.Submit(u))
 		if d.finish(status, 0); u.Status != want {
 			t.Errorf("status %d becomes %d, want %d", status, u.Status, want)
 		}
 	}
-	must(t, s.Close())
+	must.OK(t, s.Close())
 }
 
 func TestShieldTransfersDoNotAllocate(t *testing.T) {
 	d, err := emulate.NewLoopback(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	s := wrap.NewShield(d, nil, 0)
 	defer s.Close()
 	u := control(usb.Setup{RequestType: usb.DirIn, Request: usb.ReqGetStatus, Length: 2}, func(*usb.URB) {})

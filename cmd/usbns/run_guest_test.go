@@ -58,10 +58,10 @@ func startDaemonProcess(t *testing.T, dir string) (kill func(os.Signal)) {
 
 // A runShell is a shell that "usbns run" runs.
 type runShell struct {
-	t   *testing.T
+	t *testing.T
+	*runtimestest.Shell
 	cmd *exec.Cmd
 	in  io.WriteCloser
-	out *bufio.Reader
 }
 
 func startRun(t *testing.T, dir string, args ...string) *runShell {
@@ -80,7 +80,7 @@ func startRun(t *testing.T, dir string, args ...string) *runShell {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s := &runShell{t, cmd, in, bufio.NewReader(out)}
+	s := &runShell{t, runtimestest.NewShell(t, in, out), cmd, in}
 	t.Cleanup(func() {
 		if cmd.ProcessState == nil {
 			_ = cmd.Process.Kill()
@@ -90,30 +90,11 @@ func startRun(t *testing.T, dir string, args ...string) *runShell {
 	return s
 }
 
-// say gives what a command prints in the container.
-func (s *runShell) say(command string) string {
-	s.t.Helper()
-	if _, err := fmt.Fprintf(s.in, "{ %s\n} 2>&1; echo \"#end\"\n", command); err != nil {
-		s.t.Fatal(err)
-	}
-	var text strings.Builder
-	for {
-		line, err := s.out.ReadString('\n')
-		if err != nil {
-			s.t.Fatalf("%v after %q", err, text.String())
-		}
-		if line == "#end\n" {
-			return text.String()
-		}
-		text.WriteString(line)
-	}
-}
-
 // until says a command until what it prints has a text in it, or has none of it.
 func (s *runShell) until(command, text string, want bool) {
 	s.t.Helper()
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		got := s.say(command)
+		got := s.Say(command)
 		if strings.Contains(got, text) == want {
 			return
 		}
@@ -147,7 +128,7 @@ func (s *runShell) tryToEscape() {
 		s.t.Fatal(err)
 	}
 	defer os.Remove(file)
-	checkResults(s.t, []byte(s.say("/usr/bin/usbns-escape <"+file)))
+	checkResults(s.t, []byte(s.Say("/usr/bin/usbns-escape <"+file)))
 }
 
 func TestGuestRun(t *testing.T) {
@@ -169,7 +150,7 @@ func testRun(t *testing.T, userNS bool) {
 	var shells [2]*runShell
 	for i := range shells {
 		shells[i] = startRun(t, dir, args...)
-		if got := shells[i].say("lsusb; /usr/sbin/usbip port; ls /dev/bus"); strings.Contains(got, "Device") || strings.Contains(got, "Port") {
+		if got := shells[i].Say("lsusb; /usr/sbin/usbip port; ls /dev/bus"); strings.Contains(got, "Device") || strings.Contains(got, "Port") {
 			t.Errorf("an empty container sees\n%s", got)
 		}
 		busid := fmt.Sprintf("1-%d", i+1)
@@ -185,17 +166,17 @@ func testRun(t *testing.T, userNS bool) {
 			s.until("/usr/sbin/usbip port", "Port 00: <Port in Use>", true)
 			s.until("ls /dev/usbns/0", "-"+nodes[i], true)
 			for _, as := range []string{"", "setpriv --reuid=1000 --regid=1000 --clear-groups "} {
-				if got := s.say(as + "lsusb"); strings.Count(got, "Device ") != 1 || !strings.Contains(got, own[i]) {
+				if got := s.Say(as + "lsusb"); strings.Count(got, "Device ") != 1 || !strings.Contains(got, own[i]) {
 					t.Errorf("lsusb prints\n%s, want %s", got, own[i])
 				}
 			}
-			if got := s.say("udevadm info --export-db"); strings.Count(got, "E: DEVTYPE=usb_device\n") != 1 {
+			if got := s.Say("udevadm info --export-db"); strings.Count(got, "E: DEVTYPE=usb_device\n") != 1 {
 				t.Errorf("udevadm prints\n%s", got)
 			}
-			if got := s.say("head -c0 /dev/usbns/0/*-" + nodes[i]); got != "" && nodes[i] == "hidraw" {
+			if got := s.Say("head -c0 /dev/usbns/0/*-" + nodes[i]); got != "" && nodes[i] == "hidraw" {
 				t.Errorf("the node cannot be opened: %s", got)
 			}
-			if got := s.say("ls /run/usbns-run " + dir); strings.Contains(got, "sock") {
+			if got := s.Say("ls /run/usbns-run " + dir); strings.Contains(got, "sock") {
 				t.Errorf("the daemon's directory shows\n%s", got)
 			}
 		}
@@ -203,7 +184,7 @@ func testRun(t *testing.T, userNS bool) {
 	sees()
 
 	kill(syscall.SIGKILL)
-	if got := shells[0].say("lsusb"); strings.Count(got, "Device ") != 1 {
+	if got := shells[0].Say("lsusb"); strings.Count(got, "Device ") != 1 {
 		t.Errorf("without a daemon lsusb prints\n%s", got)
 	}
 	startDaemonProcess(t, dir)

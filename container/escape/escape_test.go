@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/usbns/usbns/internal/must"
 )
 
 var (
@@ -118,11 +120,7 @@ func TestDetachSparesOwnDevice(t *testing.T) {
 }
 
 func TestSocketsTell(t *testing.T) {
-	dir, err := os.MkdirTemp("", "x") // the names of sockets are short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := must.TempDir(t)
 	if err := os.Mkdir(filepath.Join(dir, "run"), 0o755); err != nil {
 		t.Fatal(err)
 	}

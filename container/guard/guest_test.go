@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/container/guard"
+	"github.com/usbns/usbns/internal/must"
 )
 
 const patience = 30 * time.Second
@@ -30,7 +31,7 @@ var rootHub = guard.Device{Major: 189, Minor: 0} // of vhci_hcd.0
 // anything of a guard stays behind.
 func newCgroup(t *testing.T) string {
 	t.Helper()
-	files := openFiles(t)
+	files := must.Descriptors(t)
 	dir, err := os.MkdirTemp("/sys/fs/cgroup", "guard")
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +40,7 @@ func newCgroup(t *testing.T) string {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}
-		if now := openFiles(t); len(now) != len(files) {
+		if now := must.Descriptors(t); len(now) != len(files) {
 			t.Errorf("open files before: %v, after: %v", files, now)
 		}
 		for start := time.Now(); guards(t) > 0; time.Sleep(time.Millisecond) {
@@ -49,19 +50,6 @@ func newCgroup(t *testing.T) string {
 		}
 	})
 	return dir
-}
-
-func openFiles(t *testing.T) (open []string) {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		target, _ := os.Readlink("/proc/self/fd/" + e.Name()) // the directory itself is closed
-		open = append(open, target)
-	}
-	return open
 }
 
 // guards counts the programs of ours in the kernel.

@@ -5,11 +5,8 @@
 package view_test
 
 import (
-	"bufio"
-	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,8 +17,10 @@ import (
 	"github.com/usbns/usbns/container/box"
 	"github.com/usbns/usbns/container/view"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/internal/runtimestest"
-	"github.com/usbns/usbns/usbip"
+	"github.com/usbns/usbns/internal/usbiptest"
+	"github.com/usbns/usbns/usb"
 )
 
 const patience = 60 * time.Second
@@ -36,10 +35,9 @@ func TestMain(m *testing.M) {
 // A shell is a box that does what it is told.
 type shell struct {
 	*box.Box
+	*runtimestest.Shell
 	t      *testing.T
 	cgroup string
-	in     *os.File
-	out    *bufio.Reader
 }
 
 func startShell(t *testing.T, name string, userNS uint32) *shell {
@@ -56,7 +54,7 @@ func startShell(t *testing.T, name string, userNS uint32) *shell {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.in, s.out = in, bufio.NewReader(out)
+	s.Shell = runtimestest.NewShell(t, in, out)
 	s.Box, err = box.Start(box.Config{
 		Argv: []string{"sh"}, Cgroup: s.cgroup, UserNS: userNS,
 		Stdin: theirIn, Stdout: theirOut, Stderr: theirOut,
@@ -81,54 +79,19 @@ func startShell(t *testing.T, name string, userNS uint32) *shell {
 	return s
 }
 
-// run gives what a command prints in the box.
-func (s *shell) run(command string) string {
-	s.t.Helper()
-	if _, err := fmt.Fprintf(s.in, "%s\necho \"#end\"\n", command); err != nil {
-		s.t.Fatal(err)
-	}
-	var text strings.Builder
-	for {
-		line, err := s.out.ReadString('\n')
-		if err != nil {
-			s.t.Fatalf("%v after %q", err, text.String())
-		}
-		if line == "#end\n" {
-			return text.String()
-		}
-		text.WriteString(line)
-	}
-}
-
 // export serves emulated devices, one after the other as 1-1, 1-2 and so on, and
 // attaches them to the kernel.
 func export(t *testing.T, kinds ...string) (dirs []string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:3240")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &usbip.Exporter{}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- e.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		<-served
-	})
-	for i, kind := range kinds {
+	var devices []usb.Device
+	for _, kind := range kinds {
 		d, err := emulate.Open(kind, emulate.Options{Serial: "serial-of-" + kind})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			d.Close()
-			<-d.Gone()
-		})
+		must.OK(t, err)
+		devices = append(devices, d)
+	}
+	usbiptest.Export(t, usbiptest.StockAddr, devices...)
+	for i, kind := range kinds {
 		busid := fmt.Sprintf("1-%d", i+1)
-		if err := e.Add(busid, d); err != nil {
-			t.Fatal(err)
-		}
 		if out, err := exec.Command("usbip", "attach", "-r", "127.0.0.1", "-b", busid).CombinedOutput(); err != nil {
 			t.Fatalf("usbip attach: %v\n%s", err, out)
 		}
@@ -191,7 +154,7 @@ func newKeeper(t *testing.T) *view.Keeper {
 // want runs a command in the box, whose output must be like this.
 func (s *shell) want(command, want string) {
 	s.t.Helper()
-	if got := s.run(command + " 2>&1"); got != want {
+	if got := s.Say(command + " 2>&1"); got != want {
 		s.t.Errorf("%s prints\n%s, want\n%s", command, got, want)
 	}
 }
@@ -199,7 +162,7 @@ func (s *shell) want(command, want string) {
 // waitFor runs a command in the box until it succeeds.
 func (s *shell) waitFor(command string) {
 	s.t.Helper()
-	for start := time.Now(); s.run(command+" >/dev/null 2>&1 && echo yes") != "yes\n"; {
+	for start := time.Now(); s.Say(command+" >/dev/null 2>&1 && echo yes") != "yes\n"; {
 		if time.Since(start) > patience {
 			s.t.Fatalf("%s has not come true", command)
 		}
@@ -254,22 +217,22 @@ func seesOwn(s *shell, own, otherSerial, otherDir string) {
 	t := s.t
 	t.Helper()
 	for _, as := range []string{"", asUser} {
-		if got := s.run(as + "lsusb 2>&1"); strings.Count(got, "\n") != 1 || !strings.Contains(got, own) {
+		if got := s.Say(as + "lsusb 2>&1"); strings.Count(got, "\n") != 1 || !strings.Contains(got, own) {
 			t.Errorf("%slsusb prints\n%s", as, got)
 		}
-		if got := s.run(as + "lsusb -t 2>&1"); strings.Count(got, "Port 1: Dev 1,") != 1 || strings.Contains(got, "No such") {
+		if got := s.Say(as + "lsusb -t 2>&1"); strings.Count(got, "Port 1: Dev 1,") != 1 || strings.Contains(got, "No such") {
 			t.Errorf("%slsusb -t prints\n%s", as, got)
 		}
-		if got := s.run(as + "udevadm info --export-db 2>&1"); strings.Count(got, "E: DEVTYPE=usb_device\n") != 1 {
+		if got := s.Say(as + "udevadm info --export-db 2>&1"); strings.Count(got, "E: DEVTYPE=usb_device\n") != 1 {
 			t.Errorf("%sudevadm info prints\n%s", as, got)
 		}
 	}
-	if got := s.run("ls /dev/bus/usb/*"); len(strings.Fields(got)) != 1 {
+	if got := s.Say("ls /dev/bus/usb/*"); len(strings.Fields(got)) != 1 {
 		t.Errorf("the nodes of usbfs are\n%s", got)
 	}
 	s.want("head -c 1 /dev/bus/usb/*/* | od -An -td1", "   18\n")
 	s.want("head -c 1 /dev/usbns/0/usb | od -An -td1", "   18\n")
-	if got := s.run("grep -rlsE '" + otherSerial + "|" + filepath.Base(otherDir) + ":1' /sys/bus /sys/class /sys/dev /sys/devices/platform /proc/self/mountinfo /run"); got != "" {
+	if got := s.Say("grep -rlsE '" + otherSerial + "|" + filepath.Base(otherDir) + ":1' /sys/bus /sys/class /sys/dev /sys/devices/platform /proc/self/mountinfo /run"); got != "" {
 		t.Errorf("what tells of another's device:\n%s", got)
 	}
 	s.want("find /sys /proc/bus /proc/tty -name '"+filepath.Base(otherDir)+"*'", "")
@@ -287,7 +250,7 @@ func cannotUncover(s *shell) {
 		"echo 0 > /sys/bus/usb/devices/[1-9]-1/authorized",
 		"ls /proc/1/root/",
 	} {
-		if got := s.run("{ " + command + "; } >$D/out 2>&1 && cat $D/out && echo done"); got != "" {
+		if got := s.Say("{ " + command + "; } >$D/out 2>&1 && cat $D/out && echo done"); got != "" {
 			s.t.Errorf("%s works:\n%s", command, got)
 		}
 	}
@@ -295,7 +258,7 @@ func cannotUncover(s *shell) {
 
 func cannotMakeNodes(s *shell, userNS bool) {
 	for _, number := range []string{"c 189 0", "c 189 2", "c 13 64", "c 166 0", "b 8 0", "c 10 223"} {
-		if got := s.run("mknod /dev/forbidden " + number + " 2>/dev/null && echo done"); got != "" {
+		if got := s.Say("mknod /dev/forbidden " + number + " 2>/dev/null && echo done"); got != "" {
 			s.t.Errorf("a node %s can be made", number)
 		}
 	}
@@ -318,7 +281,7 @@ func comesAndGoes(t *testing.T, s *shell, v *view.View, dir string, remove func(
 		if remove, err = v.Add(0, dir); err != nil {
 			t.Fatal(err)
 		}
-		if got := s.run("lsusb"); !strings.Contains(got, scannerUSB) {
+		if got := s.Say("lsusb"); !strings.Contains(got, scannerUSB) {
 			t.Errorf("after it has come again lsusb prints\n%s", got)
 		}
 	}

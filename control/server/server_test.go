@@ -7,7 +7,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -19,6 +18,8 @@ import (
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
@@ -27,12 +28,7 @@ import (
 // start serves an empty table in a directory of its own.
 func start(t *testing.T) (*control.Client, *controller.Table) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "x") // for the names of sockets, which are short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return startIn(t, dir)
+	return startIn(t, must.TempDir(t))
 }
 
 func startIn(t *testing.T, dir string) (*control.Client, *controller.Table) {
@@ -70,23 +66,7 @@ func export(t *testing.T) (*net.TCPConn, usbip.DeviceInfo) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var e usbip.Exporter
-	if err := e.Add("1-1", scanner); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- e.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		<-ended
-		scanner.Close()
-	})
-	conn, err := usbip.Dial(t.Context(), l.Addr().String())
+	conn, err := usbip.Dial(t.Context(), usbiptest.Export(t, "127.0.0.1:0", scanner))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,25 +188,11 @@ func TestClientThatLeavesEndsItsAttach(t *testing.T) {
 	if _, err := c.Create(t.Context(), control.Create{Driver: "user"}); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	conn, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	silent, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
+	conn, silent := must.Connect(t)
 	ctx, leave := context.WithCancel(t.Context())
 	left := make(chan error, 1)
 	go func() {
-		_, err := c.Attach(ctx, conn.(*net.TCPConn), control.Attach{Controller: "0", Speed: 3})
+		_, err := c.Attach(ctx, conn, control.Attach{Controller: "0", Speed: 3})
 		left <- err
 	}()
 	if _, err := silent.Read(make([]byte, 48)); err != nil { // it is being enumerated

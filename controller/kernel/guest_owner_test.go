@@ -17,6 +17,8 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
 )
 
@@ -52,57 +54,58 @@ func ownDevice() int {
 func orphan(t *testing.T, dir, driver string) (s *emulate.Scanner, saved []byte, path string) {
 	t.Helper()
 	s, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
-	must(t, err)
+	must.OK(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	must.OK(t, err)
 	defer l.Close()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), ownerEnv+"=1", ownerDir+"="+dir, ownerAddr+"="+l.Addr().String(), ownerDriver+"="+driver)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
+	must.OK(t, err)
+	must.OK(t, cmd.Start())
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
 	peer, err := l.Accept()
-	must(t, err)
-	serveUntilCleanup(t, peer, s)
+	must.OK(t, err)
+	t.Cleanup(func() { s.Close() })
+	usbiptest.Serve(t, peer, devid, s)
 	line, err := bufio.NewReader(out).ReadString('\n')
-	must(t, err)
+	must.OK(t, err)
 	var text string
 	if _, err := fmt.Sscan(line, &text, &path); err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}
 	saved, err = base64.StdEncoding.DecodeString(text)
-	must(t, err)
+	must.OK(t, err)
 	return s, saved, path
 }
 
 // A checked device goes on working when the process that attached it is killed,
 // and the next one finds it.
 func TestGuestRestore(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	d := newGuestDriver(t)
-	dir := workerDir(t)
+	dir := must.TempDir(t)
 	again := func() *kernel.Driver {
 		k := kernel.New(kernel.Options{Dir: dir})
-		t.Cleanup(func() { must(t, k.Close()) })
+		t.Cleanup(func() { must.OK(t, k.Close()) })
 		return k
 	}
 	s, saved, path := orphan(t, dir, "checked")
 	scan(t, path, s)
 	k := again()
 	a, err := k.Restore(t.Context(), controller.Plug{}, saved)
-	must(t, err)
+	must.OK(t, err)
 	if a.Path() != path || a.Descriptors().Product() != "usbns bar-code scanner" {
 		t.Errorf("restored is %q at %s", a.Descriptors().Product(), a.Path())
 	}
 	scan(t, path, s)
 	// Its port is not for others, who get another.
 	other, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
-	must(t, err)
+	must.OK(t, err)
 	b, err := d.Attach(t.Context(), exportDevice(t, other))
-	must(t, err)
+	must.OK(t, err)
 	if b.Path() == path {
 		t.Errorf("two devices at %s", path)
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -32,7 +33,7 @@ func run(t testing.TB, name string, args ...string) {
 
 func vanishes(t testing.TB, path string) {
 	t.Helper()
-	eventually(t, "the end of "+path, func() bool {
+	must.Become(t, "the end of "+path, func() bool {
 		_, err := os.Lstat(path)
 		return errors.Is(err, os.ErrNotExist)
 	})
@@ -41,7 +42,7 @@ func vanishes(t testing.TB, path string) {
 // exportStick gives QEMU's disk to the stock server and returns its busid.
 func exportStick(t *testing.T) (busid string) {
 	t.Helper()
-	eventually(t, "QEMU's disk", func() bool {
+	must.Become(t, "QEMU's disk", func() bool {
 		products, _ := filepath.Glob("/sys/bus/usb/devices/[0-9]*-*/product")
 		for _, file := range products {
 			if text, _ := os.ReadFile(file); strings.HasPrefix(string(text), "QEMU USB HARDDRIVE") {
@@ -54,8 +55,8 @@ func exportStick(t *testing.T) (busid string) {
 	t.Cleanup(func() { run(t, "usbip", "unbind", "-b", busid) })
 	usbipd := exec.Command("usbipd", "-4")
 	stderr, err := usbipd.StderrPipe()
-	must(t, err)
-	must(t, usbipd.Start())
+	must.OK(t, err)
+	must.OK(t, usbipd.Start())
 	t.Cleanup(func() { usbipd.Process.Kill(); usbipd.Wait() })
 	for lines := bufio.NewScanner(stderr); lines.Scan(); {
 		if strings.Contains(lines.Text(), "listening on") {
@@ -69,16 +70,16 @@ func exportStick(t *testing.T) (busid string) {
 // A disk of the stock server, which nobody wrote for this, keeps what is written
 // to it, and what is written the one way is there the other way.
 func TestGuestStorage(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	busid := exportStick(t)
 	d := newGuestDriver(t)
 	content := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{1}).Read(content)
 	for name, driver := range map[string]controller.Driver{"checked": d, "direct": d.Direct()} {
 		var p controller.Plug
-		eventually(t, "an import", func() bool { // the server may still be at the last one
+		must.Become(t, "an import", func() bool { // the server may still be at the last one
 			conn, err := usbip.Dial(t.Context(), "127.0.0.1")
-			must(t, err)
+			must.OK(t, err)
 			info, err := usbip.RequestImport(t.Context(), conn, busid)
 			if err != nil {
 				conn.Close()
@@ -110,7 +111,7 @@ func TestGuestStorage(t *testing.T) {
 func useDisk(t *testing.T, path string, content []byte) {
 	t.Helper()
 	var node string
-	eventually(t, "a disk", func() bool {
+	must.Become(t, "a disk", func() bool {
 		found, _ := filepath.Glob(filepath.Join(path, "*:*/host*/target*/*:*:*:*/block/sd*"))
 		if len(found) == 1 {
 			node = "/dev/" + filepath.Base(found[0])
@@ -122,17 +123,17 @@ func useDisk(t *testing.T, path string, content []byte) {
 	file := filepath.Join(dir, "file")
 	mount := func() {
 		t.Helper()
-		must(t, unix.Mount(node, dir, "ext4", 0, ""))
+		must.OK(t, unix.Mount(node, dir, "ext4", 0, ""))
 	}
 	run(t, "mkfs.ext4", "-q", "-F", "-O", "^has_journal", node)
 	mount()
-	must(t, os.WriteFile(file, content, 0o600))
-	must(t, unix.Unmount(dir, 0))
-	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+	must.OK(t, os.WriteFile(file, content, 0o600))
+	must.OK(t, unix.Unmount(dir, 0))
+	must.OK(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 	mount()
 	got, err := os.ReadFile(file)
 	if err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the file reads otherwise than it was written: %v", err)
 	}
-	must(t, unix.Unmount(dir, 0))
+	must.OK(t, unix.Unmount(dir, 0))
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -19,15 +21,15 @@ import (
 // A device whose exporter says nothing, or only what cancels, is refused or can
 // be detached, and another controller's device works all the time.
 func TestGuestStrangers(t *testing.T) {
-	noLeaks(t)
-	d := kernel.New(kernel.Options{Dir: workerDir(t), EnumerateTimeout: time.Second, KernelTimeout: patient})
-	t.Cleanup(func() { must(t, d.Close()) })
+	must.NotLeak(t)
+	d := kernel.New(kernel.Options{Dir: must.TempDir(t), EnumerateTimeout: time.Second, KernelTimeout: patient})
+	t.Cleanup(func() { must.OK(t, d.Close()) })
 	s, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
-	must(t, err)
+	must.OK(t, err)
 	p := exportDevice(t, s)
 	p.Controller = 1
 	a, err := newGuestDriver(t).Attach(t.Context(), p)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(a.Detach)
 	free := freePorts(t)
 
@@ -41,7 +43,7 @@ func TestGuestStrangers(t *testing.T) {
 			mute(peer, true)
 		},
 	} {
-		here, peer := connect(t)
+		here, peer := must.Connect(t)
 		go stranger(peer)
 		attached := make(chan error, 1)
 		var b controller.Attachment
@@ -58,7 +60,7 @@ func TestGuestStrangers(t *testing.T) {
 				if err == nil {
 					b.Detach()
 				} else if name != "silent once it is known" {
-					wantIs(t, err, os.ErrDeadlineExceeded)
+					must.Is(t, err, os.ErrDeadlineExceeded)
 				}
 				waiting = false
 			default:
@@ -68,13 +70,13 @@ func TestGuestStrangers(t *testing.T) {
 	}
 
 	// The kernel waits for one that has its connection, until that is shut down.
-	impatient := kernel.New(kernel.Options{Dir: workerDir(t), KernelTimeout: time.Second})
-	t.Cleanup(func() { must(t, impatient.Close()) })
-	here, peer := connect(t)
+	impatient := kernel.New(kernel.Options{Dir: must.TempDir(t), KernelTimeout: time.Second})
+	t.Cleanup(func() { must.OK(t, impatient.Close()) })
+	here, peer := must.Connect(t)
 	go mute(peer, false)
 	c, _ := newController(t, impatient.Direct())
 	_, err = c.Attach(t.Context(), 0, plug(here))
-	wantIs(t, err, syscall.ETIMEDOUT)
+	must.Is(t, err, syscall.ETIMEDOUT)
 	if n := freePorts(t); n != free {
 		t.Errorf("%d ports are free, %d were", n, free)
 	}
@@ -83,20 +85,21 @@ func TestGuestStrangers(t *testing.T) {
 
 // What is attached and detached again and again leaves nothing.
 func TestGuestRounds(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	before := freePorts(t)
-	fds := descriptors(t)
+	fds := len(must.Descriptors(t))
 	d := newGuestDriver(t)
 	for _, driver := range []controller.Driver{d, d.Direct()} {
 		for range 5 {
 			s, err := emulate.NewScanner(emulate.Options{Speed: usb.SpeedHigh})
-			must(t, err)
-			here, peer := connect(t)
-			stop := serveUntilCleanup(t, peer, s)
+			must.OK(t, err)
+			here, peer := must.Connect(t)
+			stop := usbiptest.Serve(t, peer, devid, s)
 			a, err := driver.Attach(t.Context(), plug(here))
-			must(t, err)
+			must.OK(t, err)
 			a.Detach()
 			stop()
+			s.Close()
 		}
 	}
 	if n := freePorts(t); n != before {
@@ -104,5 +107,5 @@ func TestGuestRounds(t *testing.T) {
 	}
 	noChildren(t)
 	const ofDriver = 3 // directories of sysfs and uevents
-	eventually(t, "few open descriptors", func() bool { return descriptors(t) <= fds+ofDriver })
+	must.Become(t, "few open descriptors", func() bool { return len(must.Descriptors(t)) <= fds+ofDriver })
 }

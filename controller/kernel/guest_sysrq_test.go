@@ -14,6 +14,7 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 )
@@ -45,7 +46,7 @@ func newResetter(t testing.TB) usb.Device {
 			Endpoints: []emulate.Endpoint{{Address: 0x81, Type: usb.Interrupt, MaxPacket: 8, Interval: 10}},
 		}}}},
 	}.Build(usb.SpeedFull)
-	must(t, err)
+	must.OK(t, err)
 	var sent atomic.Int64
 	var typing atomic.Bool
 	d, err := emulate.New(emulate.Config{
@@ -64,7 +65,7 @@ func newResetter(t testing.TB) usb.Device {
 			return emulate.Reply(u, report[:])
 		}},
 	})
-	must(t, err)
+	must.OK(t, err)
 	pace := time.NewTicker(10 * time.Millisecond) // of people, nearly
 	done := make(chan struct{})
 	go func() {
@@ -91,7 +92,7 @@ func newResetter(t testing.TB) usb.Device {
 func attachKeyboard(t *testing.T, d *kernel.Driver) {
 	t.Helper()
 	a, err := d.Attach(t.Context(), exportDevice(t, newResetter(t)))
-	must(t, err)
+	must.OK(t, err)
 	defer a.Detach()
 	events := openInput(t, a.Path())
 	defer events.Close()
@@ -101,7 +102,7 @@ func attachKeyboard(t *testing.T, d *kernel.Driver) {
 			Type, Code uint16
 			Value      int32
 		}
-		must(t, binary.Read(events, binary.NativeEndian, &e))
+		must.OK(t, binary.Read(events, binary.NativeEndian, &e))
 		const keyB = 48
 		if e.Type == 1 && e.Code == keyB && e.Value == 1 {
 			presses++
@@ -122,7 +123,7 @@ func TestGuestAltSysRqBDoesNotReset(t *testing.T) {
 	var table controller.Table
 	defer table.Close()
 	made, err := table.Create(controller.Config{Driver: d, Policy: policy.Guarded()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	_, err = made[0].Attach(t.Context(), 0, exportDevice(t, newResetter(t)))
 	if r, refused := errors.AsType[*policy.Refusal](err); !refused {
 		t.Fatalf("attach by a controller's default: %v", err)
@@ -133,9 +134,9 @@ func TestGuestAltSysRqBDoesNotReset(t *testing.T) {
 		t.Error("the guest as it is after boot is said to be safe from keyboards")
 	}
 	before, err := os.ReadFile("/proc/sys/kernel/sysrq")
-	must(t, err)
-	must(t, os.WriteFile("/proc/sys/kernel/sysrq", []byte("0"), 0))
-	t.Cleanup(func() { must(t, os.WriteFile("/proc/sys/kernel/sysrq", before, 0)) })
+	must.OK(t, err)
+	must.OK(t, os.WriteFile("/proc/sys/kernel/sysrq", []byte("0"), 0))
+	t.Cleanup(func() { must.OK(t, os.WriteFile("/proc/sys/kernel/sysrq", before, 0)) })
 	attachKeyboard(t, d)
 }
 
@@ -146,7 +147,7 @@ func openInput(t testing.TB, path string) *os.File {
 		found, _ := filepath.Glob(filepath.Join(path, "*:*/*/input/input*/event*"))
 		if len(found) > 0 {
 			f, err := os.Open(filepath.Join("/dev/input", filepath.Base(found[0])))
-			must(t, err)
+			must.OK(t, err)
 			return f
 		}
 		if time.Now().After(deadline) {

@@ -16,6 +16,8 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -23,16 +25,17 @@ import (
 // The guest's own kernel, in the place of a fake.
 func newGuestDriver(t testing.TB) *kernel.Driver {
 	t.Helper()
-	d := kernel.New(kernel.Options{Dir: workerDir(t), EnumerateTimeout: 30 * time.Second, KernelTimeout: patient})
-	t.Cleanup(func() { must(t, d.Close()) })
+	d := kernel.New(kernel.Options{Dir: must.TempDir(t), EnumerateTimeout: 30 * time.Second, KernelTimeout: patient})
+	t.Cleanup(func() { must.OK(t, d.Close()) })
 	return d
 }
 
 // exportDevice serves d on this machine.
 func exportDevice(t testing.TB, d usb.Device) controller.Plug {
 	t.Helper()
-	here, peer := connect(t)
-	serveUntilCleanup(t, peer, d)
+	here, peer := must.Connect(t)
+	t.Cleanup(func() { d.Close() })
+	usbiptest.Serve(t, peer, devid, d)
 	p := plug(here)
 	p.Speed = d.Speed()
 	return p
@@ -42,10 +45,10 @@ func exportDevice(t testing.TB, d usb.Device) controller.Plug {
 func freePorts(t testing.TB) int {
 	t.Helper()
 	k, err := vhci.Open(0)
-	must(t, err)
+	must.OK(t, err)
 	defer k.Close()
 	ports, err := k.Ports(0)
-	must(t, err)
+	must.OK(t, err)
 	n := 0
 	for _, p := range ports {
 		if p.Free() {
@@ -69,12 +72,12 @@ func scan(t testing.TB, path string, s *emulate.Scanner) {
 			Type, Code uint16
 			Value      int32
 		}
-		must(t, binary.Read(f, binary.NativeEndian, &e))
+		must.OK(t, binary.Read(f, binary.NativeEndian, &e))
 		if e.Type == 1 && e.Value == 1 {
 			keys = append(keys, e.Code)
 		}
 	}
-	must(t, <-told)
+	must.OK(t, <-told)
 	if keys[0] != 5 || keys[1] != 3 || keys[2] != 28 { // KEY_4, KEY_2, KEY_ENTER
 		t.Errorf("keys %v", keys)
 	}
@@ -82,10 +85,10 @@ func scan(t testing.TB, path string, s *emulate.Scanner) {
 
 // A checked device works like any other, and leaves nothing.
 func TestGuestScanner(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	d := newGuestDriver(t)
 	s, err := emulate.NewScanner(emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	p := exportDevice(t, s)
 	var shown string
 	p.Ready = func(a controller.Attachment) error {
@@ -96,7 +99,7 @@ func TestGuestScanner(t *testing.T) {
 		return nil
 	}
 	a, err := d.Attach(t.Context(), p)
-	must(t, err)
+	must.OK(t, err)
 	if a.Path() != shown {
 		t.Errorf("path %s, shown %s", a.Path(), shown)
 	}

@@ -4,11 +4,8 @@ package kernel_test
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
-	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +15,8 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
@@ -45,46 +44,6 @@ const (
 	devid   = 0x10002
 	patient = time.Minute
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func await(t testing.TB, what string, c <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-c:
-	case <-time.After(patient):
-		t.Fatalf("%s: nothing after %v", what, patient)
-	}
-}
-
-// noLeaks fails the test if goroutines of this module are left at its end.
-func noLeaks(t testing.TB) {
-	t.Helper()
-	t.Cleanup(func() {
-		for deadline := time.Now().Add(patient); ; runtime.Gosched() {
-			buf := make([]byte, 1<<20)
-			buf = buf[:runtime.Stack(buf, true)]
-			var left []string
-			for _, g := range strings.Split(string(buf), "\n\n")[1:] {
-				if strings.Contains(g, "usbns/usbns/") && !strings.Contains(g, "testing.(*T).Run") && !strings.Contains(g, "testing.tRunner") {
-					left = append(left, g)
-				}
-			}
-			if len(left) == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Errorf("goroutines are left:\n%s", strings.Join(left, "\n\n"))
-				return
-			}
-		}
-	})
-}
 
 // A host is a fake kernel that uses what is attached to it.
 type host struct {
@@ -178,20 +137,11 @@ func (h *host) works(t testing.TB, port int) {
 	}
 }
 
-// workerDir is short enough for sockets.
-func workerDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "k")
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 func newDriver(t testing.TB, h *host, dir string) *kernel.Driver {
 	t.Helper()
 	// Not for a machine that is slow: for a device that does nothing.
 	d := kernel.New(kernel.Options{Dir: dir, Sysfs: h.Sysfs(), EnumerateTimeout: 20 * time.Second, KernelTimeout: 40 * time.Second})
-	t.Cleanup(func() { must(t, d.Close()) })
+	t.Cleanup(func() { must.OK(t, d.Close()) })
 	return d
 }
 
@@ -202,7 +152,7 @@ func newController(t testing.TB, d controller.Driver) (*controller.Controller, <
 	table := &controller.Table{OnEvent: func(e controller.Event) { events <- e }}
 	t.Cleanup(table.Close)
 	made, err := table.Create(controller.Config{Driver: d, Policy: policy.Open()}, 1)
-	must(t, err)
+	must.OK(t, err)
 	return made[0], events
 }
 
@@ -220,40 +170,15 @@ func wantEvent(t testing.TB, events <-chan controller.Event, kind controller.Eve
 	panic("unreachable")
 }
 
-func connect(t testing.TB) (here, peer net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	here, err = net.Dial("tcp", l.Addr().String())
-	must(t, err)
-	peer, err = l.Accept()
-	must(t, err)
-	t.Cleanup(func() { here.Close(); peer.Close() })
-	return here, peer
-}
-
 // export serves a device, and returns the importer's end as a plug and what ends
 // it.
 func export(t testing.TB, kind string) (controller.Plug, func()) {
 	t.Helper()
 	d, err := emulate.Open(kind, emulate.Options{Speed: usb.SpeedHigh})
-	must(t, err)
-	here, peer := connect(t)
-	return plug(here), serveUntilCleanup(t, peer, d)
-}
-
-// serveUntilCleanup serves and closes a device; what it returns ends that sooner.
-func serveUntilCleanup(t testing.TB, peer net.Conn, d usb.Device) func() {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		usbip.ServeDevice(ctx, peer, devid, d, nil)
-	}()
-	stop := func() { cancel(); <-done; d.Close() }
-	t.Cleanup(stop)
-	return stop
+	must.OK(t, err)
+	t.Cleanup(func() { d.Close() })
+	here, peer := must.Connect(t)
+	return plug(here), usbiptest.Serve(t, peer, devid, d)
 }
 
 func plug(here net.Conn) controller.Plug {
@@ -263,27 +188,20 @@ func plug(here net.Conn) controller.Plug {
 	}
 }
 
-func wantIs(t testing.TB, err, target error) {
-	t.Helper()
-	if !errors.Is(err, target) {
-		t.Errorf("error %v, want %v", err, target)
-	}
-}
-
 // killWorker kills the process that listens on a socket.
 func killWorker(t testing.TB, path string) {
 	t.Helper()
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
-	must(t, err)
+	must.OK(t, err)
 	defer c.Close()
 	raw, err := c.SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
+	must.OK(t, err)
+	must.OK(t, raw.Control(func(fd uintptr) {
 		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		must(t, err)
+		must.OK(t, err)
 		if cred.Pid == int32(os.Getpid()) {
 			t.Fatal("the worker does not listen itself")
 		}
-		must(t, unix.Kill(int(cred.Pid), unix.SIGKILL))
+		must.OK(t, unix.Kill(int(cred.Pid), unix.SIGKILL))
 	}))
 }

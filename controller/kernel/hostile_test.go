@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/controller/kernel"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -188,16 +189,16 @@ var hostiles = map[string]hostile{
 // What an exporter does wrong is the end of its own device at the most: that of
 // another controller works all the time.
 func TestHostileExporters(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 15)
-	d := newDriver(t, h, workerDir(t))
+	d := newDriver(t, h, must.TempDir(t))
 	// This one gets no device as far as to the kernel.
-	impatient := kernel.New(kernel.Options{Dir: workerDir(t), Sysfs: h.Sysfs(), EnumerateTimeout: time.Second})
-	t.Cleanup(func() { must(t, impatient.Close()) })
+	impatient := kernel.New(kernel.Options{Dir: must.TempDir(t), Sysfs: h.Sysfs(), EnumerateTimeout: time.Second})
+	t.Cleanup(func() { must.OK(t, impatient.Close()) })
 	bystander, _ := export(t, "scanner")
 	bystander.Controller = 1
 	a, err := d.Attach(t.Context(), bystander)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(a.Detach)
 	port := h.port()
 	t.Run("all", func(t *testing.T) {
@@ -221,7 +222,7 @@ func (x hostile) test(t *testing.T, h *host, d *kernel.Driver) {
 		kind = "loopback"
 	}
 	dev := newDevice(t, kind)
-	here, peer := connect(t)
+	here, peer := must.Connect(t)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -237,17 +238,17 @@ func (x hostile) test(t *testing.T, h *host, d *kernel.Driver) {
 		}
 		return
 	}
-	must(t, err)
+	must.OK(t, err)
 	_, number, _ := strings.Cut(filepath.Base(a.Path()), "-")
 	port, err := strconv.Atoi(number)
-	must(t, err)
+	must.OK(t, err)
 	use(t, h.device(port-1), kind)
 	if x.fate == goesOn {
 		h.works(t, port-1)
 		a.Detach()
 		return
 	}
-	await(t, "the end of the device", a.Done())
+	must.Await(t, "the end of the device", a.Done())
 	if a.Err() == nil {
 		t.Error("nobody knows why it ended")
 	}
@@ -266,7 +267,7 @@ func use(t *testing.T, dev *usbip.Importer, kind string) {
 	}
 	done := make(chan struct{})
 	u.Complete = func(*usb.URB) { close(done) }
-	must(t, dev.Submit(u))
+	must.OK(t, dev.Submit(u))
 	select {
 	case <-done:
 		if u.Status == usb.StatusOK {
@@ -274,7 +275,7 @@ func use(t *testing.T, dev *usbip.Importer, kind string) {
 		}
 	case <-time.After(100 * time.Millisecond):
 		dev.Cancel(u)
-		await(t, "the end of a transfer that was cancelled", done)
+		must.Await(t, "the end of a transfer that was cancelled", done)
 	}
 }
 
@@ -306,25 +307,25 @@ func isochronous(t *testing.T, dev *usbip.Importer, config *usb.Configuration) *
 
 // Rounds with one worker, which go through all the rest each time.
 func TestRoundsLeaveNothing(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 2)
-	d := newDriver(t, h, workerDir(t))
+	d := newDriver(t, h, must.TempDir(t))
 	keeper, _ := export(t, "scanner")
 	a, err := d.Attach(t.Context(), keeper)
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { a.Detach(); noChildren(t) })
-	fds := descriptors(t)
+	fds := len(must.Descriptors(t))
 	for range 100 {
 		p, stop := export(t, "scanner")
 		b, err := d.Attach(t.Context(), p)
-		must(t, err)
+		must.OK(t, err)
 		b.Detach()
 		stop()
 		p.Conn.Close()
 	}
-	eventually(t, "few open descriptors", func() bool { return descriptors(t) <= fds+10 })
+	must.Become(t, "few open descriptors", func() bool { return len(must.Descriptors(t)) <= fds+10 })
 	last, _ := export(t, "scanner")
 	b, err := d.Attach(t.Context(), last)
-	must(t, err) // both ports can be used
+	must.OK(t, err) // both ports can be used
 	b.Detach()
 }

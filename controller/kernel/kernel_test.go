@@ -16,14 +16,15 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
 
 func TestAttachUseDetach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 4)
-	c, events := newController(t, newDriver(t, h, workerDir(t)))
+	c, events := newController(t, newDriver(t, h, must.TempDir(t)))
 	p, _ := export(t, "scanner")
 	ready := false
 	p.Judge = func(d *usb.Descriptors) error {
@@ -43,7 +44,7 @@ func TestAttachUseDetach(t *testing.T) {
 		return nil
 	}
 	port, err := c.Attach(t.Context(), 1, p)
-	must(t, err)
+	must.OK(t, err)
 	if port != 1 || !ready {
 		t.Errorf("port %d, ready %v", port, ready)
 	}
@@ -52,7 +53,7 @@ func TestAttachUseDetach(t *testing.T) {
 	}
 	kernelPort := h.port()
 	h.works(t, kernelPort)
-	must(t, c.Detach(1))
+	must.OK(t, c.Detach(1))
 	if e := wantEvent(t, events, controller.Detached); e.Err != nil {
 		t.Errorf("it went for %v", e.Err)
 	}
@@ -63,14 +64,14 @@ func TestAttachUseDetach(t *testing.T) {
 
 func TestHowADeviceEnds(t *testing.T) {
 	h := newHost(t, 1, 4)
-	dir := workerDir(t)
+	dir := must.TempDir(t)
 	d := newDriver(t, h, dir)
 	c, events := newController(t, d)
 	attach := func(t *testing.T) func() {
 		t.Helper()
 		p, stop := export(t, "scanner")
 		_, err := c.Attach(t.Context(), 0, p)
-		must(t, err)
+		must.OK(t, err)
 		wantEvent(t, events, controller.Attached)
 		return stop
 	}
@@ -83,7 +84,7 @@ func TestHowADeviceEnds(t *testing.T) {
 	t.Run("root detaches the kernel's port", func(t *testing.T) {
 		attach(t)
 		ports, err := h.Sysfs().Open(0)
-		must(t, err)
+		must.OK(t, err)
 		defer ports.Close()
 		imp := h.device(h.port())
 		imp.Close() // what a detach does to the socket
@@ -104,19 +105,19 @@ func TestHowADeviceEnds(t *testing.T) {
 
 // All controllers share the ports of the kernel.
 func TestPortsAreShared(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 2, 1)
-	d := newDriver(t, h, workerDir(t))
+	d := newDriver(t, h, must.TempDir(t))
 	a, _ := newController(t, d)
 	b, _ := newController(t, d)
 	for _, c := range []*controller.Controller{a, b} {
 		p, _ := export(t, "scanner")
 		_, err := c.Attach(t.Context(), 0, p)
-		must(t, err)
+		must.OK(t, err)
 	}
 	p, _ := export(t, "scanner")
 	_, err := b.Attach(t.Context(), 1, p)
-	wantIs(t, err, syscall.ENOSPC)
+	must.Is(t, err, syscall.ENOSPC)
 	if err == nil || !strings.Contains(err.Error(), "no free kernel port") {
 		t.Errorf("error %v", err)
 	}
@@ -125,9 +126,9 @@ func TestPortsAreShared(t *testing.T) {
 // What showed a device is taken back when it is gone and before its port is
 // another's.
 func TestReleasedBeforeThePortIsFree(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 1)
-	d := newDriver(t, h, workerDir(t))
+	d := newDriver(t, h, must.TempDir(t))
 	p, _ := export(t, "scanner")
 	early, _ := export(t, "scanner")
 	late, _ := export(t, "scanner")
@@ -143,14 +144,14 @@ func TestReleasedBeforeThePortIsFree(t *testing.T) {
 		}
 	}
 	a, err := d.Attach(t.Context(), p)
-	must(t, err)
+	must.OK(t, err)
 	path = a.Path()
 	a.Detach()
 	if !released {
 		t.Error("not released")
 	}
 	a, err = d.Attach(t.Context(), late)
-	must(t, err)
+	must.OK(t, err)
 	a.Detach()
 }
 
@@ -159,54 +160,54 @@ func TestReleasedBeforeThePortIsFree(t *testing.T) {
 func TestPortsOfOthers(t *testing.T) {
 	h := newHost(t, 1, 2)
 	others, err := h.Sysfs().Open(0)
-	must(t, err)
+	must.OK(t, err)
 	defer others.Close()
 	h.hooked = func(int) bool { return true }
-	here, _ := connect(t)
-	raw, err := here.(syscall.Conn).SyscallConn()
-	must(t, err)
-	must(t, raw.Control(func(fd uintptr) {
-		must(t, others.Attach(vhci.AttachRequest{Port: 0, SockFD: int(fd), DevID: 7, Speed: usb.SpeedHigh}))
+	here, _ := must.Connect(t)
+	raw, err := here.SyscallConn()
+	must.OK(t, err)
+	must.OK(t, raw.Control(func(fd uintptr) {
+		must.OK(t, others.Attach(vhci.AttachRequest{Port: 0, SockFD: int(fd), DevID: 7, Speed: usb.SpeedHigh}))
 	}))
 	h.hooked = nil
-	c, events := newController(t, newDriver(t, h, workerDir(t)))
+	c, events := newController(t, newDriver(t, h, must.TempDir(t)))
 	p, _ := export(t, "scanner")
 	_, err = c.Attach(t.Context(), 0, p)
-	must(t, err)
+	must.OK(t, err)
 	wantEvent(t, events, controller.Attached)
 	if got := h.port(); got != 1 {
 		t.Errorf("kernel port %d, 0 is in use", got)
 	}
-	must(t, c.Detach(0))
+	must.OK(t, c.Detach(0))
 	wantEvent(t, events, controller.Detached)
 	if h.Socket(0) == nil {
 		t.Error("the port of others was detached")
 	}
 	h.Enumerate(0)
 	hubs, err := others.RootHubs(0)
-	must(t, err)
+	must.OK(t, err)
 	// Free, and with a device that has not left yet.
 	h.Finish(0)
 	left := filepath.Join(hubs[0].Path(), hubs[0].BusID(0))
-	must(t, os.Mkdir(left, 0o755))
+	must.OK(t, os.Mkdir(left, 0o755))
 	p, _ = export(t, "scanner")
 	_, err = c.Attach(t.Context(), 0, p)
-	must(t, err)
+	must.OK(t, err)
 	if got := h.port(); got != 1 {
 		t.Errorf("kernel port %d, the device of 0 is still there", got)
 	}
 }
 
 func TestRefused(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 1)
-	c, _ := newController(t, newDriver(t, h, workerDir(t)))
+	c, _ := newController(t, newDriver(t, h, must.TempDir(t)))
 	no := errors.New("not here")
 	for name, refuse := range map[string]func(*controller.Plug){
 		"judged": func(p *controller.Plug) { p.Judge = func(*usb.Descriptors) error { return no } },
 		"not ready": func(p *controller.Plug) {
 			p.Ready = func(a controller.Attachment) error {
-				t.Cleanup(func() { await(t, "Done of what was refused", a.Done()) })
+				t.Cleanup(func() { must.Await(t, "Done of what was refused", a.Done()) })
 				return no
 			}
 		},
@@ -214,19 +215,19 @@ func TestRefused(t *testing.T) {
 		p, _ := export(t, "scanner")
 		refuse(&p)
 		_, err := c.Attach(t.Context(), 0, p)
-		wantIs(t, err, no)
-		wantIs(t, err, syscall.EACCES)
+		must.Is(t, err, no)
+		must.Is(t, err, syscall.EACCES)
 		if h.Socket(0) != nil {
 			t.Errorf("%s: the kernel has it", name)
 		}
 	}
 	p, _ := export(t, "scanner")
 	_, err := c.Attach(t.Context(), 0, p)
-	must(t, err)
+	must.OK(t, err)
 }
 
 func TestNotLoaded(t *testing.T) {
-	d := kernel.New(kernel.Options{Dir: workerDir(t), Sysfs: vhci.Sysfs{Root: t.TempDir()}})
+	d := kernel.New(kernel.Options{Dir: must.TempDir(t), Sysfs: vhci.Sysfs{Root: t.TempDir()}})
 	defer d.Close()
 	for name, driver := range map[string]controller.Driver{"checked": d, "direct": d.Direct()} {
 		c, _ := newController(t, driver)
@@ -240,32 +241,32 @@ func TestNotLoaded(t *testing.T) {
 
 // A device of this process needs no worker.
 func TestLocalDevice(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 1)
-	c, events := newController(t, newDriver(t, h, workerDir(t)))
+	c, events := newController(t, newDriver(t, h, must.TempDir(t)))
 	dev, err := emulate.Open("scanner", emulate.Options{Speed: usb.SpeedHigh})
-	must(t, err)
+	must.OK(t, err)
 	_, err = c.Attach(t.Context(), 0, controller.Plug{Device: dev, DevID: devid})
-	must(t, err)
+	must.OK(t, err)
 	wantEvent(t, events, controller.Attached)
 	h.works(t, h.port())
-	must(t, c.Detach(0))
+	must.OK(t, c.Detach(0))
 	wantEvent(t, events, controller.Detached)
-	await(t, "the device's end", dev.Gone())
+	must.Await(t, "the device's end", dev.Gone())
 }
 
 // When the driver ends and comes again, devices have worked all the time.
 func TestRestore(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 4)
-	dir := workerDir(t)
+	dir := must.TempDir(t)
 	first := kernel.New(kernel.Options{Dir: dir, Sysfs: h.Sysfs()})
 	attach := func(index int) controller.Attachment {
 		t.Helper()
 		p, _ := export(t, "scanner")
 		p.Controller = index
 		a, err := first.Attach(t.Context(), p)
-		must(t, err)
+		must.OK(t, err)
 		return a
 	}
 	kept := attach(0)
@@ -275,15 +276,15 @@ func TestRestore(t *testing.T) {
 	old.Detach()
 	for _, a := range []controller.Attachment{kept, forgotten} {
 		a.Leave()
-		await(t, "Done of what was left", a.Done())
+		must.Await(t, "Done of what was left", a.Done())
 	}
-	must(t, first.Close())
+	must.OK(t, first.Close())
 	h.works(t, port)
 
 	d := newDriver(t, h, dir)
 	judged := 0
 	a, err := d.Restore(t.Context(), controller.Plug{Judge: func(*usb.Descriptors) error { judged++; return nil }}, kept.Saved())
-	must(t, err)
+	must.OK(t, err)
 	if a.Path() != kept.Path() || a.Descriptors().Product() != kept.Descriptors().Product() || judged != 1 {
 		t.Errorf("%s with %q, judged %d times", a.Path(), a.Descriptors().Product(), judged)
 	}
@@ -298,14 +299,14 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	must(t, d.Sweep(t.Context()))
+	must.OK(t, d.Sweep(t.Context()))
 	h.works(t, port)
 	ports, err := h.Sysfs().Open(0)
-	must(t, err)
+	must.OK(t, err)
 	defer ports.Close()
 	for deadline := time.Now().Add(patient); ; time.Sleep(5 * time.Millisecond) {
 		list, err := ports.Ports(0)
-		must(t, err)
+		must.OK(t, err)
 		if list[1-port].Free() {
 			break
 		}
@@ -314,7 +315,7 @@ func TestRestore(t *testing.T) {
 		}
 	}
 	a.Detach()
-	await(t, "the end", a.Done())
+	must.Await(t, "the end", a.Done())
 	if h.Socket(port) != nil {
 		t.Error("the kernel still has the device")
 	}
@@ -323,29 +324,29 @@ func TestRestore(t *testing.T) {
 // Another device on the port means that ours is not to be found, and goes.
 func TestRestoreOfAnotherDevice(t *testing.T) {
 	h := newHost(t, 1, 1)
-	dir := workerDir(t)
+	dir := must.TempDir(t)
 	first := kernel.New(kernel.Options{Dir: dir, Sysfs: h.Sysfs()})
 	p, _ := export(t, "scanner")
 	kept, err := first.Attach(t.Context(), p)
-	must(t, err)
+	must.OK(t, err)
 	kept.Leave()
-	must(t, first.Close())
+	must.OK(t, first.Close())
 	// The same name, and another directory.
-	must(t, os.Rename(kept.Path(), kept.Path()+".old"))
-	must(t, os.Mkdir(kept.Path(), 0o755))
-	must(t, os.WriteFile(kept.Path()+"/driver", nil, 0o644))
+	must.OK(t, os.Rename(kept.Path(), kept.Path()+".old"))
+	must.OK(t, os.Mkdir(kept.Path(), 0o755))
+	must.OK(t, os.WriteFile(kept.Path()+"/driver", nil, 0o644))
 	d := newDriver(t, h, dir)
 	imp := h.device(0)
 	if _, err := d.Restore(t.Context(), controller.Plug{}, kept.Saved()); !errors.Is(err, controller.ErrNotRestored) {
 		t.Errorf("error %v", err)
 	}
-	await(t, "the end of what was ours", imp.Gone())
+	must.Await(t, "the end of what was ours", imp.Gone())
 }
 
 func TestContextEndsAnAttach(t *testing.T) {
-	noLeaks(t)
+	must.NotLeak(t)
 	h := newHost(t, 1, 1)
-	d := newDriver(t, h, workerDir(t))
+	d := newDriver(t, h, must.TempDir(t))
 	p, _ := export(t, "scanner")
 	ctx, cancel := context.WithCancel(t.Context())
 	h.hooked = func(port int) bool { // a kernel that gets no further
@@ -362,5 +363,5 @@ func TestContextEndsAnAttach(t *testing.T) {
 		return true
 	}
 	_, err := d.Attach(ctx, p)
-	wantIs(t, err, context.Canceled)
+	must.Is(t, err, context.Canceled)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
@@ -105,26 +106,9 @@ func mute(peer net.Conn, unlinks bool) {
 func newDevice(t testing.TB, kind string) usb.Device {
 	t.Helper()
 	d, err := emulate.Open(kind, emulate.Options{})
-	must(t, err)
+	must.OK(t, err)
 	t.Cleanup(func() { d.Close() })
 	return d
-}
-
-func descriptors(t testing.TB) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
-	return len(entries)
-}
-
-// eventually asks again and again.
-func eventually(t testing.TB, what string, ask func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patient); !ask(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not after %v", what, patient)
-		}
-	}
 }
 
 // noChildren waits until no worker is left that this process has started.
@@ -133,7 +117,7 @@ func noChildren(t testing.TB) {
 	for deadline := time.Now().Add(patient); ; time.Sleep(5 * time.Millisecond) {
 		var left []string
 		entries, err := os.ReadDir("/proc")
-		must(t, err)
+		must.OK(t, err)
 		for _, e := range entries {
 			stat, err := os.ReadFile("/proc/" + e.Name() + "/stat")
 			if err != nil {

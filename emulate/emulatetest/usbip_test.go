@@ -1,46 +1,14 @@
 package emulatetest_test
 
 import (
-	"context"
-	"errors"
-	"net"
 	"testing"
 
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/emulate/emulatetest"
+	"github.com/usbns/usbns/internal/usbiptest"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
-
-// serve exports a device as 1-1 until the test ends, and returns where.
-func serve(t *testing.T, addr string, d usb.Device) string {
-	t.Helper()
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &usbip.Exporter{OnEvent: func(ev usbip.Event) {
-		if ev.Err != nil {
-			t.Logf("exporter: %+v", ev)
-		}
-	}}
-	if err := e.Add("1-1", d); err != nil {
-		t.Fatal(err)
-	}
-	stop := errors.New("test is over")
-	ctx, cancel := context.WithCancelCause(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- e.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel(stop)
-		if err := <-served; !errors.Is(err, stop) {
-			t.Errorf("Serve: %v", err)
-		}
-		d.Close()
-		<-d.Gone()
-	})
-	return l.Addr().String()
-}
 
 func importFrom(t *testing.T, addr, busid string) usb.Device {
 	t.Helper()
@@ -58,7 +26,7 @@ func importFrom(t *testing.T, addr, busid string) usb.Device {
 // overTCP exports a device on this machine and imports it again.
 func overTCP(open func(*testing.T) usb.Device) func(*testing.T) usb.Device {
 	return func(t *testing.T) usb.Device {
-		return importFrom(t, serve(t, "127.0.0.1:0", open(t)), "1-1")
+		return importFrom(t, usbiptest.Export(t, "127.0.0.1:0", open(t)), "1-1")
 	}
 }
 
