@@ -22,7 +22,8 @@ const (
 // A Config says what a controller is like.
 type Config struct {
 	// Name is letters, digits, '.', '_' and '-', and does not begin with the
-	// last three. A controller needs no name.
+	// last three. It is not a number, which could be another's index. A
+	// controller needs no name.
 	Name string
 	// HubPorts is the number of ports of each half, at most vhci.MaxHubPorts.
 	// Default: DefaultHubPorts.
@@ -174,7 +175,7 @@ func (cfg *Config) check(count int) error {
 	case cfg.Name != "" && count > 1:
 		return fmt.Errorf("one name for %d controllers", count)
 	case cfg.Name != "" && !validName(cfg.Name):
-		return fmt.Errorf("a name is at most %d letters, digits, '.', '_' and '-', and begins with a letter or digit", MaxNameLength)
+		return fmt.Errorf("a name is at most %d letters, digits, '.', '_' and '-', begins with a letter or digit, and is not a number", MaxNameLength)
 	case cfg.HubPorts < 1 || cfg.HubPorts > vhci.MaxHubPorts:
 		return fmt.Errorf("%d ports for a hub, not 1 to %d", cfg.HubPorts, vhci.MaxHubPorts)
 	case cfg.Driver == nil:
@@ -184,15 +185,18 @@ func (cfg *Config) check(count int) error {
 }
 
 func validName(s string) bool {
+	number := true
 	for _, c := range []byte(s) {
 		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case c == '.', c == '_', c == '-':
+		case '0' <= c && c <= '9':
+			continue
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '.', c == '_', c == '-':
+			number = false
 		default:
 			return false
 		}
 	}
-	return len(s) <= MaxNameLength && !strings.ContainsRune("._-", rune(s[0]))
+	return !number && len(s) <= MaxNameLength && !strings.ContainsRune("._-", rune(s[0]))
 }
 
 // Controller returns the controller of an index, nil if there is none.

@@ -87,6 +87,7 @@ func TestBadConfig(t *testing.T) {
 		"slash in a name":    {Config{Driver: user, Name: "a/b"}, 1, syscall.EINVAL},
 		"line end in a name": {Config{Driver: user, Name: "a\n"}, 1, syscall.EINVAL},
 		"dash before a name": {Config{Driver: user, Name: "-a"}, 1, syscall.EINVAL},
+		"number as a name":   {Config{Driver: user, Name: "7"}, 1, syscall.EINVAL},
 		"name that is long":  {Config{Driver: user, Name: strings.Repeat("a", MaxNameLength+1)}, 1, syscall.EINVAL},
 	} {
 		t.Run(name, func(t *testing.T) {
