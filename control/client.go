@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -41,6 +42,9 @@ func NewClient(dir string) *Client {
 func dial(ctx context.Context, network, path string) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, path)
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // the rest says the path again
+	}
 	if err != nil {
 		return nil, &DialError{path, err}
 	}

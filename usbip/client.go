@@ -3,6 +3,7 @@ package usbip
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,22 +14,30 @@ import (
 // MaxDevices is how many devices List accepts of one exporter.
 const MaxDevices = 16384
 
-// Dial connects to an exporter over TCP. addr is a host with or without a
-// port; without one it is DefaultPort.
+// Dial connects to an exporter over TCP, at an address as for SplitAddr.
 func Dial(ctx context.Context, addr string) (net.Conn, error) {
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		host := addr
-		if n := len(host); n > 2 && host[0] == '[' && host[n-1] == ']' {
-			host = host[1 : n-1]
-		}
-		addr = net.JoinHostPort(host, DefaultPort)
-	}
+	addr = net.JoinHostPort(SplitAddr(addr))
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", addr)
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // the rest says again who was dialled
+	}
 	if err != nil {
 		return nil, &OpError{Op: "dial", Peer: addr, Err: err}
 	}
 	return conn, nil
+}
+
+// SplitAddr returns what an address names: it is a host with or without a port;
+// without one it is DefaultPort. An IPv6 address without a port needs no brackets.
+func SplitAddr(addr string) (host, port string) {
+	if host, port, err := net.SplitHostPort(addr); err == nil {
+		return host, port
+	}
+	if n := len(addr); n > 2 && addr[0] == '[' && addr[n-1] == ']' {
+		addr = addr[1 : n-1]
+	}
+	return addr, DefaultPort
 }
 
 // List asks for the devices an exporter offers; those in use are mostly left
