@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -36,14 +37,16 @@ type runOptions struct {
 func newRun(dir *string) *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use:   "run (-i CONTROLLER | --new) -- COMMAND [ARG...]",
+		Use:   "run (-i CONTROLLER | --new) [FLAGS] -- COMMAND [ARG...]",
 		Short: "Run a command with a controller of its own",
 		Long: "Run a command in namespaces of its own, where a controller is vhci_hcd.0 and the devices that are attached\n" +
 			"to it are the only USB devices. Its files are those of this machine. When the command ends its devices are\n" +
 			"detached, and the exit status is the command's.\n\n" +
 			"Without --userns root in the container is root of this machine's files.",
 		Example: "  usbns run --new --driver kernel -- sh\n  usbns run -i alice --userns -- lsusb",
-		Args:    cobra.MinimumNArgs(1),
+
+		DisableFlagsInUseLine: true,
+		Args:                  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.dir = *dir
 			status, err := o.run(context.WithoutCancel(cmd.Context()), args)
@@ -64,18 +67,19 @@ func newRun(dir *string) *cobra.Command {
 	cmd.MarkFlagsOneRequired("controller", "new")
 	cmd.MarkFlagsMutuallyExclusive("controller", "new")
 	cmd.MarkFlagsMutuallyExclusive("controller", "driver")
+	cmd.MarkFlagsMutuallyExclusive("controller", "allow")
+	cmd.Flags().SetInterspersed(false) // flags behind COMMAND are its own
 	return cmd
 }
 
 // run returns the exit status of the command.
 func (o *runOptions) run(ctx context.Context, argv []string) (status int, err error) {
 	client := control.NewClient(o.dir)
-	root, entered := uint32(0), false
-	if o.userNS {
-		if root, err = o.users(ctx, client); err != nil {
-			return 0, err
-		}
+	root, err := o.rootUser(ctx, client)
+	if err != nil {
+		return 0, err
 	}
+	entered := false
 	if o.isNew {
 		o.create.UID, o.create.GID = root, root
 		made, err := client.Create(ctx, o.create)
@@ -144,6 +148,10 @@ func supervise(b *box.Box) (int, error) {
 // makeCgroup makes a cgroup for one container, of a name that none had before:
 // the daemon may still be at removing that of an earlier one.
 func makeCgroup() (string, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(runCgroups), &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return "", fmt.Errorf("make a cgroup: %s has no cgroups of version 2 (boot with systemd.unified_cgroup_hierarchy=1)", filepath.Dir(runCgroups))
+	}
 	for {
 		err := os.MkdirAll(runCgroups, 0o755)
 		if err == nil {
@@ -153,7 +161,7 @@ func makeCgroup() (string, error) {
 			}
 		}
 		if !errors.Is(err, os.ErrNotExist) { // the last container has just removed the parent
-			return "", fmt.Errorf("make a cgroup: %w (it needs root and cgroups of version 2)", err)
+			return "", fmt.Errorf("make a cgroup: %w (it needs root)", err)
 		}
 	}
 }
@@ -167,16 +175,22 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// users chooses the first user of a container: the owner of the controller that
-// is there, or one that no controller has.
-func (o *runOptions) users(ctx context.Context, client *control.Client) (uint32, error) {
+// rootUser chooses who is root in the container. In a user namespace it is the
+// owner of the controller that is there, or a user that no controller has.
+func (o *runOptions) rootUser(ctx context.Context, client *control.Client) (uint32, error) {
 	if !o.isNew {
 		c, err := client.Controller(ctx, o.ref)
-		if err == nil && c.UID < firstContainerUID {
-			err = fmt.Errorf("the controller is owned by user %d, who is root in the container, so let it be %d or above (make it with: usbns controller create --owner UID:UID)",
+		if err != nil || !o.userNS {
+			return 0, err
+		}
+		if c.UID < firstContainerUID {
+			return 0, fmt.Errorf("the controller is owned by user %d, who is root in the container, so let it be %d or above (make it with: usbns controller create --owner UID:UID)",
 				c.UID, firstContainerUID)
 		}
-		return c.UID, err
+		return c.UID, nil
+	}
+	if !o.userNS {
+		return 0, nil
 	}
 	list, err := client.Controllers(ctx)
 	if err != nil {
