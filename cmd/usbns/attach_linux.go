@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -18,7 +17,7 @@ func newAttach(dir *string) *cobra.Command {
 		Use:     "attach -r HOST -b BUSID",
 		Short:   "Attach a remote device to a controller",
 		Example: "  usbns attach -r 127.0.0.1 -b 1-1 -i alice",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	cmd.Flags().StringVarP(&remote, "remote", "r", "", "exporter, as HOST or HOST:PORT")
 	cmd.Flags().StringVarP(&busid, "busid", "b", "", "device at the exporter")
@@ -26,7 +25,10 @@ func newAttach(dir *string) *cobra.Command {
 	cobra.CheckErr(cmd.MarkFlagRequired("remote"))
 	cobra.CheckErr(cmd.MarkFlagRequired("busid"))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conn, err := usbip.Dial(cmd.Context(), remote)
+		if err := usbip.CheckBusID(busid); err != nil {
+			return usageError{fmt.Errorf("--busid: %w", err)}
+		}
+		conn, err := dial(cmd.Context(), remote)
 		if err != nil {
 			return err
 		}
@@ -38,10 +40,7 @@ func newAttach(dir *string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		host, service, err := net.SplitHostPort(remote)
-		if err != nil {
-			host, service = remote, usbip.DefaultPort
-		}
+		host, service := usbip.SplitAddr(remote)
 		port, err := control.NewClient(*dir).Attach(cmd.Context(), conn.(syscall.Conn), control.Attach{
 			Controller: *ref, Port: control.AnyPort, DevID: info.DevID(), Speed: int(info.Speed),
 			Remote: control.Remote{Host: host, Port: service, BusID: busid},

@@ -27,6 +27,14 @@ type hookCall struct {
 	controller string
 }
 
+// oneOfValidArgs wants one argument, and says which there are.
+func oneOfValidArgs(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 || !slices.Contains(cmd.ValidArgs, args[0]) {
+		return fmt.Errorf("%s takes one of %s", cmd.CommandPath(), strings.Join(cmd.ValidArgs, ", "))
+	}
+	return nil
+}
+
 func newConfig(dir *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config lxc|oci|cdi",
@@ -35,7 +43,7 @@ func newConfig(dir *string) *cobra.Command {
 			"lines for LXC's configuration file, members for an OCI runtime's config.json, or a\n" +
 			"file for /etc/cdi, from which Docker and Podman take --device usbns.dev/controller=NAME.",
 		Example:   "  usbns config lxc -i alice >>/var/lib/lxc/alice/config\n  usbns config cdi -i alice >/etc/cdi/usbns-alice.json",
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      oneOfValidArgs,
 		ValidArgs: slices.Sorted(maps.Keys(runtimes)),
 	}
 	ref := controllerFlag(cmd)

@@ -39,7 +39,10 @@ func newControllerCreate(dir *string) *cobra.Command {
 				r.Name = args[0]
 			}
 			if r.UID, r.GID, err = parseOwner(owner); err != nil {
-				return err
+				return usageError{err}
+			}
+			if r.Count < 1 {
+				return usageError{fmt.Errorf("--count %d: want 1 or more", r.Count)}
 			}
 			if direct {
 				r.Driver += "-direct" // there is only the kernel's
@@ -82,7 +85,7 @@ func newControllerList(dir *string) *cobra.Command {
 		Use:     "list",
 		Short:   "List controllers",
 		Example: "  usbns controller list\n  usbns controller list --json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := control.NewClient(*dir).Controllers(cmd.Context())
 			if err != nil {

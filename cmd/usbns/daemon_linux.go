@@ -29,7 +29,7 @@ func newDaemon(dir *string) *cobra.Command {
 		Use:     "daemon",
 		Short:   "Hold controllers until interrupted",
 		Example: "  usbns daemon\n  usbns daemon --run \"$XDG_RUNTIME_DIR/usbns\"   # without root: no control files",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			return daemon.Run(cmd.Context(), *dir, log, func() {

@@ -30,12 +30,12 @@ func newDemo() *cobra.Command {
 			"and bob the third, and use them. Needs no root and no kernel module, and leaves\n" +
 			"nothing behind. As root it attaches through control files as well.",
 		Example: "  usbns demo\n  NO_COLOR=1 usbns demo",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), demoTime)
 			defer cancel()
 			d := demo{ctx: ctx, out: cmd.OutOrStdout()}
-			if f, ok := d.out.(*os.File); ok && os.Getenv("NO_COLOR") == "" {
+			if f, ok := d.out.(interface{ Fd() uintptr }); ok && os.Getenv("NO_COLOR") == "" {
 				d.colour = term.IsTerminal(int(f.Fd()))
 			}
 			return d.run()

@@ -12,7 +12,7 @@ func newDetach(dir *string) *cobra.Command {
 		Use:     "detach -p PORT",
 		Short:   "Detach what is on a port of a controller",
 		Example: "  usbns detach -p 0 -i alice",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	cmd.Flags().IntVarP(&port, "port", "p", 0, "port of the controller")
 	ref := controllerFlag(cmd)

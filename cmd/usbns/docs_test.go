@@ -24,7 +24,6 @@ func TestDocumentedCommandsExist(t *testing.T) {
 		}
 		for _, m := range commands {
 			root := newRoot()
-			root.InitDefaultCompletionCmd()
 			cmd, args, err := root.Find(strings.Fields(m[1]))
 			if err == nil {
 				err = cmd.ParseFlags(args)

@@ -22,7 +22,7 @@ func newDoctor(dir *string) *cobra.Command {
 			"mend what does not. Nothing is changed. The exit status is 1 if something does\n" +
 			"not work at all; what works partly is told only.",
 		Example: "  sudo usbns doctor\n  usbns doctor --json | jq -r '.[] | select(.state == \"no\") | .mend'",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			host := doctor.Host{RunDir: *dir, Answers: func(ctx context.Context) error {
 				_, err := control.NewClient(*dir).Controllers(ctx)

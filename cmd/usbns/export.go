@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +32,7 @@ func newExport() *cobra.Command {
 		Example: "  usbns export --device scanner --device disk\n" +
 			"  echo '1-1 4006381333931' | usbns export --device scanner\n" +
 			"  usbns export --listen 192.0.2.1:3240 --device signpad:3-1",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return export(cmd, listen, devices)
 		},
@@ -70,9 +71,15 @@ func export(cmd *cobra.Command, listen string, specs []string) error {
 			return err
 		}
 	}
+	if _, _, err := net.SplitHostPort(listen); err != nil {
+		return usageError{fmt.Errorf("--listen %s: want HOST:PORT, or :PORT for all of this machine's addresses: %w", listen, err)}
+	}
 	listener, err := net.Listen("tcp", listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w (another exporter is running, or usbipd: choose with --listen HOST:PORT)", err)
+	}
 	if err != nil {
-		return fmt.Errorf("listen for importers: %w (is another exporter running? choose with --listen ADDR)", err)
+		return err
 	}
 	out := cmd.OutOrStdout()
 	for _, d := range shelf {

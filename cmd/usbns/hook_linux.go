@@ -28,7 +28,7 @@ func newHook(dir *string) *cobra.Command {
 			if len(args) > 0 && args[0] == "lxc" {
 				return nil // LXC adds words of its own
 			}
-			return cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs)(cmd, args)
+			return oneOfValidArgs(cmd, args)
 		},
 		ValidArgs: []string{"lxc", "oci"},
 	}

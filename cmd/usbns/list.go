@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +29,7 @@ func newList() *cobra.Command {
 		Long: "List the devices that an exporter offers and nobody uses. Names come from\n" +
 			usbIDs[0] + " where there is one (package usb.ids).",
 		Example: "  usbns list -r 127.0.0.1\n  usbns list -r desk.example:3240 --json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			devices, err := listRemote(cmd, remote)
 			if err != nil {
@@ -48,12 +52,20 @@ func newList() *cobra.Command {
 }
 
 func listRemote(cmd *cobra.Command, remote string) ([]usbip.DeviceInfo, error) {
-	conn, err := usbip.Dial(cmd.Context(), remote)
+	conn, err := dial(cmd.Context(), remote)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
 	return usbip.List(cmd.Context(), conn)
+}
+
+func dial(ctx context.Context, remote string) (net.Conn, error) {
+	conn, err := usbip.Dial(ctx, remote)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("%w (nobody listens there: start usbns export, or usbipd)", err)
+	}
+	return conn, err
 }
 
 // listed is a device in JSON.

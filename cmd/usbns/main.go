@@ -40,10 +40,15 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRoot()
+	out := &output{File: os.Stdout}
+	root.SetOut(out)
 	if command, ok := personas[filepath.Base(os.Args[0])]; ok {
 		root.SetArgs(append([]string{command}, os.Args[1:]...))
 	}
 	cmd, err := root.ExecuteContextC(ctx)
+	if out.err != nil {
+		err = triedError{out.err}
+	}
 	if err == nil {
 		return 0
 	}
@@ -58,6 +63,21 @@ func run() int {
 	text := strings.NewReplacer("\n\nDid you mean this?\n\t", "; did you mean ", "\n\t", " or ", "\n", "").Replace(err.Error())
 	fmt.Fprintf(os.Stderr, "usbns: error: %s%s\n", text, hint)
 	return status
+}
+
+// An output remembers that it could not be written to: a command whose words are
+// lost has failed, though it did not look.
+type output struct {
+	*os.File
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.File.Write(b)
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	return n, err
 }
 
 func statusOf(err error) int {
@@ -129,15 +149,24 @@ func newRoot() *cobra.Command {
 	}
 	root.AddCommand(newExport(), newList(), newMan(), newVersion())
 	addDaemon(root)
+	root.InitDefaultCompletionCmd()
 	finish(root)
 	return root
+}
+
+// noArgs is noArgs, which speaks of an unknown command.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no argument, and got %q", cmd.CommandPath(), args[0])
+	}
+	return nil
 }
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintln(cmd.OutOrStdout(), "usbns", version())
 		},

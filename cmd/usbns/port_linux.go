@@ -19,7 +19,7 @@ func newPort(dir *string) *cobra.Command {
 		Use:     "port",
 		Short:   "List what is attached to a controller, or to all",
 		Example: "  usbns port -i alice\n  usbns port -a --json",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 	}
 	ref := controllerFlag(cmd)
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "all controllers")

@@ -25,7 +25,7 @@ func newTransfer(dir *string) *cobra.Command {
 		Example: "  usbns transfer -p 0 --setup 8006000100001200            # read the device descriptor\n" +
 			"  usbns transfer -p 0 --endpoint 0x81 --timeout 1m        # wait for a scanner's report\n" +
 			"  usbns transfer -p 0 --endpoint 0x02 --data '55 53 42'   # send three bytes",
-		Args: cobra.NoArgs,
+		Args: noArgs,
 	}
 	cmd.Flags().IntVarP(&port, "port", "p", 0, "port of the controller")
 	cmd.Flags().Uint8VarP(&t.Endpoint, "endpoint", "e", 0, "endpoint, with 0x80 for IN")
@@ -39,6 +39,9 @@ func newTransfer(dir *string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if t.Timeout = timeout.Milliseconds(); t.Timeout <= 0 {
 			return usageError{fmt.Errorf("--timeout %v: want 1ms or more", timeout)}
+		}
+		if t.Length < 0 {
+			return usageError{fmt.Errorf("--length %d: want a number of bytes", t.Length)}
 		}
 		if cmd.Flags().Changed("data") {
 			if t.Data, err = readData(cmd.InOrStdin(), data); err != nil {
