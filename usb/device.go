@@ -89,6 +89,10 @@ type URB struct {
 	// transfer the packets lie where their Offset says, with gaps between
 	// them where packets were short.
 	Buffer []byte
+	// MayKeep allows the device to keep Buffer. One that lets go of the transfer
+	// before it can let go of the memory sets Buffer to nil, and the submitter
+	// must not look at that memory any more.
+	MayKeep bool
 	// Packets is the list of an isochronous transfer, nil for all others.
 	Packets []IsoPacket
 	// StartFrame and Interval matter to isochronous and interrupt transfers;

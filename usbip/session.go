@@ -104,7 +104,7 @@ const maxUnlinks = 8
 var transferPool = sync.Pool{New: func() any { return new(transfer) }}
 
 func (t *transfer) recycle() {
-	if t.buf != nil {
+	if t.buf != nil && t.urb.Buffer != nil { // nil: the device keeps it
 		t.buf.free()
 	}
 	t.s, t.buf, t.done, t.unlinks = nil, nil, false, t.unlinks[:0]

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
@@ -68,6 +69,48 @@ func TestSessionCancelKeepsURB(t *testing.T) {
 
 // TestSessionUnknownIsochronous is a transfer to an endpoint of another
 // setting, behind whose request there are packets all the same.
+// TestSessionKeptBuffer shows that memory a device keeps is not used again, and
+// that nothing of it is sent.
+func TestSessionKeptBuffer(t *testing.T) {
+	must.NotLeak(t)
+	conn, theirs := tcpPair(t)
+	p := servePeer(t, conn, theirs, nil)
+	kept := make(map[*byte]bool)
+	p.dev.respond = func(_ *fakeDevice, u *usb.URB) bool {
+		switch first := unsafe.SliceData(u.Buffer); {
+		case u.Type == usb.Control:
+			return false
+		case !u.MayKeep || kept[first]:
+			t.Errorf("a buffer that may be kept: %v, that is kept: %v", u.MayKeep, kept[first])
+		default:
+			kept[first] = true
+		}
+		u.Buffer, u.Status, u.Actual = nil, usb.StatusShutdown, len(u.Buffer)
+		for i := range u.Packets {
+			u.Packets[i].Actual = u.Packets[i].Length
+		}
+		u.Complete(u)
+		return true
+	}
+	for seq := range uint32(10) {
+		p.send(submitPDU(seq, bulkIn, usb.Setup{}, nil, 8))
+		if r := p.recvRetSubmit(); usb.Status(r.Status) != usb.StatusShutdown || r.Actual != 0 {
+			t.Fatalf("answer %+v", r)
+		}
+	}
+	p.send(isoSubmitPDU(100, isoIn, 20, nil, usb.IsoPacket{Length: 10}, usb.IsoPacket{Offset: 10, Length: 10}))
+	if r := p.recvRetSubmit(); r.Actual != 0 || r.Packets != 2 {
+		t.Errorf("answer %+v", r)
+	}
+	p.recv(IsoPacketSize)
+	if got := ParseIsoPacket(p.recv(IsoPacketSize)); got.Offset != 10 || got.Actual != 0 {
+		t.Errorf("packet %+v", got)
+	}
+	p.works()
+	conn.Close()
+	must.OK(t, p.end())
+}
+
 func TestSessionUnknownIsochronous(t *testing.T) {
 	must.NotLeak(t)
 	conn, theirs := tcpPair(t)

@@ -118,7 +118,7 @@ func (t *transfer) fill(c *CmdSubmit, sh shape) {
 	n := HeaderSize + int(c.Length)
 	if c.Length > 0 || sh.packets > 0 {
 		t.buf = getBuffer(n + sh.packets*IsoPacketSize)
-		u.Buffer = t.buf.b[HeaderSize:n:n]
+		u.Buffer, u.MayKeep = t.buf.b[HeaderSize:n:n], true
 	}
 	if u.In() {
 		u.Flags |= usb.FlagDirIn
@@ -217,6 +217,9 @@ func (s *session) retSubmit(t *transfer) {
 	}
 	b := t.buf
 	t.buf = nil
+	if u.Buffer == nil {
+		b = getBuffer(HeaderSize + len(u.Packets)*IsoPacketSize)
+	}
 	r.Put(b.b)
 	b.hi = HeaderSize + actual
 	for _, p := range u.Packets {
@@ -232,6 +235,12 @@ func (s *session) retSubmit(t *transfer) {
 func (t *transfer) closeGaps() int {
 	u := &t.urb
 	sum := 0
+	if u.Buffer == nil { // the device keeps it, and nothing has moved
+		for i := range u.Packets {
+			u.Packets[i].Actual = 0
+		}
+		return 0
+	}
 	for i := range u.Packets {
 		p := &u.Packets[i]
 		p.Actual = min(max(p.Actual, 0), p.Length)

@@ -13,12 +13,13 @@
 //     top of that, SET_SEL and SET_ISOCH_DELAY, are answered as well: they tell
 //     of a link that ends at the exporter.
 //   - A transfer that is cancelled completes at once. What the device makes of it
-//     is nobody's business then: it had a buffer of its own.
+//     is nobody's business then: it keeps the buffer, if the submitter allows that
+//     (MayKeep of [usb.URB]), and else has had one of its own.
 //   - Any other control transfer on endpoint 0 ends after a deadline, as if it
 //     had been cancelled, but with -ETIMEDOUT.
 //
-// The price is a copy of the data, and that a transfer which the device had just
-// finished when it was cancelled is lost.
+// The price is that a transfer which the device had just finished when it was
+// cancelled is lost, and a copy of the data where the buffer may not be kept.
 //
 // # What it is not
 //
@@ -28,9 +29,8 @@
 //
 // # Dead ends
 //
-// Letting the device write to the buffer of a transfer that was cancelled, in
-// place of a copy, would need the submitter to keep that buffer until an answer
-// comes, which is when the stranger likes.
+// Copying all data, so that no submitter need give up a buffer, took a sixth of a
+// worker's time with transfers of 64 KiB.
 //
 // A timer for each control transfer costs more than the transfer. They end in
 // the order in which they began, so one for the oldest is enough.

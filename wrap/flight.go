@@ -1,16 +1,15 @@
 package wrap
 
 import (
-	"math/bits"
 	"sync"
 	"time"
 
 	"github.com/usbns/usbns/usb"
 )
 
-// A flight is a transfer on its way: the submitter's, and the one with memory of
-// its own that the device has. Shield.mu guards all but what inner and buf hold,
-// which are the device's until back is set.
+// A flight is a transfer on its way: the submitter's, and the one that the device
+// has. Shield.mu guards all but what inner and packets hold, which are the
+// device's until back is set.
 type flight struct {
 	s     *Shield
 	outer *usb.URB // nil once it is taken to be completed
@@ -26,48 +25,17 @@ type flight struct {
 	back     bool // the device has completed inner, or never had it
 	pins     int  // who else uses it
 
-	class   int
-	buf     []byte
 	packets []usb.IsoPacket
 }
 
-// The pools hold flights with a buffer of 512 bytes, 1 KiB, and so on to 1 MiB.
-// Larger ones are too rare to be kept. The first pool is of those without.
-const (
-	minClass = 9
-	maxClass = 20
-	noClass  = -1
-)
-
-var flights [maxClass - minClass + 2]sync.Pool
-
-// getFlight returns a flight with room for n bytes.
-func getFlight(n int) *flight {
-	class := 0
-	if n > 0 {
-		class = max(bits.Len(uint(n-1)), minClass) - minClass + 1
-	}
-	if class >= len(flights) {
-		return &flight{class: noClass, buf: make([]byte, n)}
-	}
-	if f, ok := flights[class].Get().(*flight); ok {
-		return f
-	}
-	f := &flight{class: class}
-	if class > 0 {
-		f.buf = make([]byte, 1<<(class-1+minClass))
-	}
-	return f
-}
+var flights = sync.Pool{New: func() any { return new(flight) }}
 
 // free gives f back, which nobody else knows of.
 func (f *flight) free() {
 	f.s, f.outer, f.list = nil, nil, nil
 	f.done, f.answered, f.asked, f.back = false, false, false, false
 	f.inner = usb.URB{}
-	if f.class != noClass {
-		flights[f.class].Put(f)
-	}
+	flights.Put(f)
 }
 
 // put frees f if nobody needs it any more. Shield.mu is held.
@@ -82,19 +50,22 @@ func (f *flight) unpin() {
 	f.put()
 }
 
-// fill makes the device's transfer of u.
+// fill makes the device's transfer of u, in memory that u can lose.
 func (f *flight) fill(u *usb.URB) {
 	f.inner = usb.URB{
 		Endpoint: u.Endpoint, Type: u.Type, Setup: u.Setup, Flags: u.Flags,
-		Buffer: f.buf[:len(u.Buffer)], StartFrame: u.StartFrame, Interval: u.Interval,
+		Buffer: u.Buffer, MayKeep: u.MayKeep, StartFrame: u.StartFrame, Interval: u.Interval,
 		Complete: innerCompleted, Submitter: f,
+	}
+	if !u.MayKeep {
+		f.inner.Buffer = make([]byte, len(u.Buffer))
+		if !u.In() {
+			copy(f.inner.Buffer, u.Buffer)
+		}
 	}
 	if u.Packets != nil {
 		f.packets = append(f.packets[:0], u.Packets...)
 		f.inner.Packets = f.packets
-	}
-	if !u.In() {
-		copy(f.inner.Buffer, u.Buffer)
 	}
 }
 
@@ -102,14 +73,18 @@ func (f *flight) fill(u *usb.URB) {
 func (f *flight) copyTo(u *usb.URB) {
 	in := &f.inner
 	u.Status, u.Errors, u.StartFrame = f.plausible(in.Status), in.Errors, in.StartFrame
+	if u.MayKeep {
+		u.Buffer = in.Buffer
+	}
 	u.Actual = min(max(in.Actual, 0), len(u.Buffer))
-	if u.In() && len(u.Packets) == 0 {
+	copyBack := u.In() && !u.MayKeep
+	if copyBack && len(u.Packets) == 0 {
 		copy(u.Buffer[:u.Actual], in.Buffer)
 	}
 	for i := range u.Packets {
 		p, got := &u.Packets[i], &in.Packets[i]
 		p.Actual, p.Status = min(max(got.Actual, 0), p.Length), f.plausible(got.Status)
-		if u.In() {
+		if copyBack {
 			copy(u.Buffer[p.Offset:p.Offset+p.Actual], in.Buffer[p.Offset:])
 		}
 	}

@@ -103,11 +103,8 @@ func (s *Shield) Submit(u *usb.URB) error {
 	if control {
 		b, own = s.ownAnswer(u.Setup)
 	}
-	var f *flight
-	if own {
-		f = getFlight(0)
-	} else {
-		f = getFlight(len(u.Buffer))
+	f := flights.Get().(*flight)
+	if !own {
 		f.fill(u)
 	}
 	f.s, f.outer, f.list = s, u, &s.others
@@ -302,6 +299,9 @@ func (s *Shield) orphan(f *flight, u *usb.URB, status usb.Status) {
 	f.done, f.answered = true, true
 	if !f.back {
 		s.orphans++
+		if u.MayKeep {
+			u.Buffer = nil
+		}
 	}
 	u.Status, u.Actual, u.Errors = status, 0, len(u.Packets)
 	for i := range u.Packets {

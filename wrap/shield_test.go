@@ -108,7 +108,9 @@ func TestCancelDoesNotWait(t *testing.T) {
 	for _, u := range []*usb.URB{
 		control(vendorIn, nil),
 		{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 100<<10)},
+		{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 100<<10), MayKeep: true},
 		{Type: usb.Isochronous, Endpoint: 0x83, Buffer: make([]byte, 64), Packets: []usb.IsoPacket{{Length: 64}}},
+		{Type: usb.Isochronous, Endpoint: 0x83, Buffer: make([]byte, 64), Packets: []usb.IsoPacket{{Length: 64}}, MayKeep: true},
 	} {
 		u.Complete = func(*usb.URB) { completions++ }
 		must.OK(t, s.Submit(u))
@@ -116,6 +118,9 @@ func TestCancelDoesNotWait(t *testing.T) {
 		s.Cancel(u)
 		if completions != 1 || u.Status != usb.StatusCancelled || u.Actual != 0 {
 			t.Errorf("%v: %d completions, %v, %d bytes", u.Type, completions, u.Status, u.Actual)
+		}
+		if kept := u.Buffer == nil; kept != u.MayKeep {
+			t.Errorf("%v: the buffer is kept: %v", u.Type, kept)
 		}
 		if n := d.finish(usb.StatusOK, 1<<20); n != 1 || completions != 1 {
 			t.Errorf("%v: the device had %d transfers, %d completions", u.Type, n, completions)
@@ -125,7 +130,7 @@ func TestCancelDoesNotWait(t *testing.T) {
 		}
 		completions = 0
 	}
-	if d.cancelled != 3 {
+	if d.cancelled != 5 {
 		t.Errorf("the device was asked %d times to cancel", d.cancelled)
 	}
 	must.OK(t, s.Close())
@@ -272,6 +277,7 @@ func TestShieldTransfersDoNotAllocate(t *testing.T) {
 	s := wrap.NewShield(d, nil, 0)
 	defer s.Close()
 	u := control(usb.Setup{RequestType: usb.DirIn, Request: usb.ReqGetStatus, Length: 2}, func(*usb.URB) {})
+	u.MayKeep = true
 	own := control(usb.GetDescriptor(usb.DescDevice, 0, 0, 18), func(*usb.URB) {})
 	if n := testing.AllocsPerRun(1000, func() {
 		if s.Submit(u) != nil || s.Submit(own) != nil {
