@@ -17,39 +17,57 @@ import (
 	"github.com/usbns/usbns/usbip"
 )
 
+// A load is transfers that are kept in flight at an exporter.
+type load struct {
+	name     string
+	urb      usb.URB
+	inFlight int
+	exporter string
+}
+
+// loads returns those that are to be measured with an exporter.
+func loads(exporter string) []load {
+	in := usb.URB{Type: usb.Bulk, Endpoint: 0x81, Flags: usb.FlagDirIn, Buffer: make([]byte, 64<<10)}
+	out := usb.URB{Type: usb.Bulk, Endpoint: 0x01, Buffer: in.Buffer}
+	small := in
+	small.Buffer = small.Buffer[:8]
+	return []load{
+		{"small-in,1-in-flight", small, 1, exporter},
+		{"small-in,32-in-flight", small, 32, exporter},
+		{"bulk-in", in, 4, exporter},
+		{"bulk-out", out, 4, exporter},
+	}
+}
+
 // BenchmarkThroughWorker sets a device that is served by a worker beside one whose
 // connection was handed over. Over loopback, and with a device that takes no time,
 // nothing hides what a process on the way costs; a device of high speed does.
 func BenchmarkThroughWorker(b *testing.B) {
-	bulk := usb.URB{Type: usb.Bulk, Endpoint: 0x81, Flags: usb.FlagDirIn, Buffer: make([]byte, 64<<10)}
-	small := bulk
-	small.Buffer = small.Buffer[:8]
-	bulkOut := usb.URB{Type: usb.Bulk, Endpoint: 0x01, Buffer: bulk.Buffer}
-	for _, load := range []struct {
-		name     string
-		urb      usb.URB
-		inFlight int
-		exporter string
-	}{
-		{"small-in,1-in-flight", small, 1, "atOnce"},
-		{"small-in,32-in-flight", small, 32, "atOnce"},
-		{"bulk-in", bulk, 4, "atOnce"},
-		{"bulk-out", bulkOut, 4, "atOnce"},
-		{"highspeed/small-in,1-in-flight", small, 1, "highspeed"},
-		{"highspeed/small-in,32-in-flight", small, 32, "highspeed"},
-		{"highspeed/bulk-in", bulk, 4, "highspeed"},
-		{"highspeed/bulk-out", bulkOut, 4, "highspeed"},
-	} {
-		b.Run(load.name, func(b *testing.B) {
-			b.SetBytes(int64(len(load.urb.Buffer)))
-			c := start(b, socketPath(b))
-			d, desc := importDevice(b, c, benchtable.Server(b, load.exporter).(*net.TCPConn))
-			opts := &usbip.ImportOptions{Descriptors: desc}
-			through := newPump(b, serve(b, d), opts, load.urb, load.inFlight)
-			direct := newPump(b, benchtable.Server(b, load.exporter), opts, load.urb, load.inFlight)
-			benchtable.Compare(b, 0.80, through.run, direct.run)
-		})
+	for _, exporter := range []string{"atOnce", "highspeed"} {
+		for _, l := range loads(exporter) {
+			b.Run(exporter+"/"+l.name, func(b *testing.B) { besideWorker(b, l, benchtable.Server(b, exporter)) })
+		}
 	}
+}
+
+// BenchmarkBesideRelay has a process on the way in either case: the worker, and
+// one that copies bytes and does not know what they are.
+func BenchmarkBesideRelay(b *testing.B) {
+	for _, l := range loads("atOnce") {
+		b.Run(l.name, func(b *testing.B) { besideWorker(b, l, startRelay(b, benchtable.Server(b, l.exporter))) })
+	}
+}
+
+// besideWorker compares a load through a worker with the same on a connection that
+// goes another way.
+func besideWorker(b *testing.B, l load, other net.Conn) {
+	b.SetBytes(int64(len(l.urb.Buffer)))
+	c := start(b, socketPath(b))
+	d, desc := importDevice(b, c, benchtable.Server(b, l.exporter).(*net.TCPConn))
+	opts := &usbip.ImportOptions{Descriptors: desc}
+	through := newPump(b, serve(b, d), opts, l.urb, l.inFlight)
+	limit := newPump(b, other, opts, l.urb, l.inFlight)
+	benchtable.Compare(b, 0.80, through.run, limit.run)
 }
 
 // A pump keeps transfers in flight at an importer, which stands for the kernel.

@@ -37,6 +37,22 @@
 // listens on it: so the credentials that the kernel tells of the socket are the
 // worker's.
 //
+// # Speed
+//
+// A process on the way adds two wake-ups to each round trip, and two copies by
+// the kernel to all data. With a device of the timing of high speed that is
+// hardly seen: a worker reaches 0.8 to 0.95 of the rate of a connection that was
+// handed over. With one that takes no time, and three
+// processes on two CPUs in place of two, it is the most of all there is: a process
+// that copies bytes from one socket to the other, and knows nothing of them,
+// reaches four tenths. A worker reaches 0.8 of that process with data of 64 KiB
+// and with one small transfer in flight, and 0.7 with 32, where parsing begins to
+// count. What is missing to the whole is the price of a process on the way.
+//
+// The kernel's end and the exporter's take turns, so a second CPU is for the most
+// part woken to find nothing to do: on one, bulk data costs a fifth less. Of many
+// workers each has its own.
+//
 // # Dead ends
 //
 // A worker cannot be told to die with the daemon's devices when the daemon is
