@@ -56,7 +56,7 @@
 //   - Who attaches in between, to a port that is free, has his device taken for
 //     the one that is leaving if both say the same of themselves
 //     (hub_port_connect_change in drivers/usb/core/hub.c): it inherits drivers
-//     and authorization, gets no address, and the port stays at 004.
+//     and authorization, gets no address, and the port stays at 005.
 //     [Driver.FreePort] does not give such a port.
 //   - The sockfd column is a number in the table of the process that attached.
 //     It means nothing to anybody else. A port whose socket is already let go
