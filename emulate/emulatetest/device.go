@@ -47,7 +47,7 @@ func cancelOfCompletedDoesNothing(t *testing.T, d usb.Device) {
 
 func cancelRacesCompletion(t *testing.T, d usb.Device) {
 	var flights []*flight
-	for range 200 {
+	for range 100 {
 		f := newFlight(controlURB(getStatus))
 		flights = append(flights, f)
 		start, cancelled := make(chan struct{}), make(chan struct{})
@@ -173,7 +173,7 @@ func descriptorsMatchControlReads(t *testing.T, d usb.Device) {
 }
 
 func resubmitsInComplete(t *testing.T, d usb.Device) {
-	const n = 1000
+	const n = 300
 	f := newFlight(controlURB(getStatus))
 	left, finish := n, f.urb.Complete
 	var failed error
@@ -309,7 +309,7 @@ func invalidControlTransfersAreRefused(t *testing.T, d usb.Device) {
 }
 
 func resetUnconfigures(t *testing.T, d usb.Device) {
-	for range 3 {
+	for range 2 {
 		configure(t, d)
 		if err := d.Reset(bounded(t)); err != nil {
 			t.Fatalf("Reset: %v", err)

@@ -251,7 +251,7 @@ func unconfiguredHasEndpointZero(t *testing.T, d usb.Device) {
 }
 
 func usableAgainAfterReset(t *testing.T, d usb.Device) {
-	for range 3 {
+	for range 2 {
 		e := idleIn(t, d)
 		f := submit(t, d, inURB(e))
 		if err := d.Reset(bounded(t)); err != nil {

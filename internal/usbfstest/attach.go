@@ -7,12 +7,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
@@ -20,21 +19,21 @@ import (
 
 const devID = 1<<16 | 2
 
-// Attach puts dev into a port of the kernel's first controller, and returns it as
-// the kernel shows it. Both are closed at the end of the test.
-func Attach(t *testing.T, dev usb.Device) *Device {
+// A Port is a device in a port of the kernel.
+type Port struct {
+	dev  usb.Device
+	node string
+}
+
+// Attach puts dev into a port of the kernel's first controller, for as long as the
+// test lasts. dev is closed then.
+func Attach(t *testing.T, dev usb.Device) *Port {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
-	t.Cleanup(cancel)
 	driver, err := vhci.Open(0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { driver.Close() })
 	port, err := driver.FreePort(dev.Speed())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ours, theirs := socketpair(t)
 	ended := make(chan error, 1)
 	go func() { ended <- usbip.ServeDevice(context.WithoutCancel(t.Context()), ours, devID, dev, nil) }()
@@ -46,39 +45,40 @@ func Attach(t *testing.T, dev usb.Device) *Device {
 			t.Errorf("the kernel's session: %v", err)
 		}
 		dev.Close()
-		waitFor(t, ctx, "the port to be free", func() bool { return status(t, driver, port) == vhci.StatusNull })
+		must.Become(t, "the port is free", func() bool { return status(t, driver, port) == vhci.StatusNull })
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := Open(ctx, waitNode(t, ctx, driver, port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
+	must.OK(t, err)
+	return &Port{dev: dev, node: waitNode(t, driver, port)}
+}
+
+// Open returns the device as the kernel shows it, for a test to close. It is as
+// new: what the kernel does not know of is reset behind its back.
+func (p *Port) Open(t *testing.T) *Device {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), must.Patience)
+	defer cancel()
+	must.OK(t, p.dev.Reset(ctx))
+	d, err := Open(ctx, p.node)
+	must.OK(t, err)
 	return d
 }
 
 func socketpair(t *testing.T) (net.Conn, *os.File) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "kernel's")
 	defer ours.Close()
 	conn, err := net.FileConn(ours)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	return conn, theirs
 }
 
 // waitNode waits until the kernel has configured what is on a port, and returns
 // its file.
-func waitNode(t *testing.T, ctx context.Context, driver *vhci.Driver, port int) (node string) {
+func waitNode(t *testing.T, driver *vhci.Driver, port int) (node string) {
 	t.Helper()
-	waitFor(t, ctx, "the kernel to configure the device", func() bool {
+	must.Become(t, "the kernel has configured the device", func() bool {
 		if status(t, driver, port) != vhci.StatusUsed {
 			return false
 		}
@@ -105,20 +105,7 @@ func waitNode(t *testing.T, ctx context.Context, driver *vhci.Driver, port int) 
 
 func status(t *testing.T, driver *vhci.Driver, port int) vhci.Status {
 	t.Helper()
-	ports, err := driver.AllPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ports[port].Status
-}
-
-// waitFor asks again and again: the kernel tells nobody of a port.
-func waitFor(t *testing.T, ctx context.Context, what string, done func() bool) {
-	t.Helper()
-	for !done() {
-		if ctx.Err() != nil {
-			t.Fatalf("still waiting for %s", what)
-		}
-		runtime.Gosched()
-	}
+	ports, err := driver.Ports(port / (2 * driver.Geometry().HubPorts))
+	must.OK(t, err)
+	return ports[port%len(ports)].Status
 }

@@ -3,7 +3,8 @@
 // Package usbfstest makes a [usb.Device] of a device that a kernel has, through
 // its file in /dev/bus/usb: the tests for any usb.Device (package emulatetest)
 // can so be run on the far side of a kernel. [Attach] puts a Device into the
-// kernel first, as a worker does: over a socketpair, into a port of vhci_hcd.
+// kernel first, as a worker does: over a socketpair, into a port of vhci_hcd. To
+// attach takes longer than most tests, so a [Port] is opened by one after the other.
 //
 // It is for tests. A configuration, a setting and a halt are the kernel's
 // business, which asks the device itself, so the requests for these become the
