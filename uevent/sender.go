@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/thread"
 )
 
 // A Sender tells the listeners of a network namespace of events. It is safe for
@@ -33,19 +34,14 @@ var ErrHeard = errors.New("the kernel tells its events in that network namespace
 // listeners, or they ignore what they hear. It needs CAP_SYS_ADMIN over the
 // namespace. The error is ErrHeard if our own user namespace owns it.
 func NewSender(netns *os.File, uid, gid uint32) (*Sender, error) {
-	own, err := os.Open("/proc/thread-self/ns/net")
+	heard, err := Heard(netns)
 	if err != nil {
 		return nil, fmt.Errorf("send events: %w", err)
-	}
-	defer own.Close()
-	heard, err := isOurs(netns)
-	if err != nil {
-		return nil, fmt.Errorf("send events: who owns the network namespace: %w", err)
 	}
 	if heard {
 		return nil, ErrHeard
 	}
-	fd, err := socketIn(netns, own)
+	fd, err := socketIn(netns)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +53,16 @@ func NewSender(netns *os.File, uid, gid uint32) (*Sender, error) {
 		creds: unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uid, Gid: gid}),
 		fd:    fd,
 	}, nil
+}
+
+// Heard tells whether the kernel itself tells its events in a network namespace,
+// an open /proc/PID/ns/net: it does in those that our own user namespace owns.
+func Heard(netns *os.File) (bool, error) {
+	heard, err := isOurs(netns)
+	if err != nil {
+		return false, fmt.Errorf("who owns the network namespace: %w", err)
+	}
+	return heard, nil
 }
 
 // isOurs tells whether our user namespace owns another namespace.
@@ -75,24 +81,16 @@ func isOurs(namespace *os.File) (bool, error) {
 	return err == nil && os.SameFile(x, y), err
 }
 
-// socketIn opens a socket in netns. It goes there and back on a thread that
-// runs nothing else, and that ends if it cannot come back.
-func socketIn(netns, own *os.File) (fd int, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if err = unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter a network namespace to send events: %w", err)
-			runtime.UnlockOSThread()
-			return
+// socketIn opens a socket in netns.
+func socketIn(netns *os.File) (fd int, err error) {
+	err = thread.Run(func() error {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter a network namespace to send events: %w", err)
 		}
+		var err error
 		fd, err = netlinkSocket()
-		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-	}()
-	<-done
+		return err
+	})
 	return fd, err
 }
 

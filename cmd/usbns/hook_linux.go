@@ -7,11 +7,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/container/hook"
 	"github.com/usbns/usbns/container/view"
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/uevent"
 )
 
 func newHook(dir *string) *cobra.Command {
@@ -72,24 +72,18 @@ func newHook(dir *string) *cobra.Command {
 	return cmd
 }
 
-// checkSilent makes sure that the kernel tells no events where the process is:
-// it tells them in the network namespaces of its own user namespace.
+// checkSilent makes sure that the kernel tells no events where the process is.
 func checkSilent(pid int) error {
 	netns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return err
 	}
 	defer netns.Close()
-	owner, err := unix.IoctlRetInt(int(netns.Fd()), unix.NS_GET_USERNS)
+	heard, err := uevent.Heard(netns)
 	if err != nil {
-		return fmt.Errorf("who owns the network namespace of process %d: %w", pid, err)
+		return fmt.Errorf("process %d: %w", pid, err)
 	}
-	defer unix.Close(owner)
-	var theirs, ours unix.Stat_t
-	if err := errors.Join(unix.Fstat(owner, &theirs), unix.Stat("/proc/self/ns/user", &ours)); err != nil {
-		return err
-	}
-	if theirs.Ino == ours.Ino {
+	if heard {
 		return errors.New("it would hear of the devices of all: give it a user namespace and a network namespace of its own " +
 			"(or take it as it is, with usbns hook --allow-events)")
 	}

@@ -10,11 +10,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/thread"
 )
 
 // InitName is the name by which the program becomes [Main].
@@ -134,29 +135,12 @@ func inSilentNetwork(f func() error) (err error) {
 		return err
 	}
 	defer netns.Close()
-	own, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return err
-	}
-	defer own.Close()
-	return there(netns, own, f)
-}
-
-// there runs f on a thread that is in netns meanwhile.
-func there(netns, own *os.File, f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
+	return thread.Run(func() error {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter a network namespace: %w", err)
 		}
-		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
+		return f()
+	})
 }
 
 // expect reads a line that the first process says.

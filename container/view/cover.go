@@ -150,11 +150,7 @@ func (c *coverer) coverDir(name string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(mount)
-	if err := mountOn(mount, c.root, name); err != nil && (!optional[name] || !errors.Is(err, fs.ErrNotExist)) {
-		return err
-	}
-	return nil
+	return c.put(mount, name)
 }
 
 func (c *coverer) coverFile(name string) error { return c.coverWith(noFile, name) }
@@ -164,11 +160,17 @@ func (c *coverer) coverWith(nothing, name string) error {
 	if err != nil {
 		return err
 	}
+	return c.put(mount, name)
+}
+
+// put mounts on name what is mounted nowhere, and closes it.
+func (c *coverer) put(mount int, name string) error {
 	defer unix.Close(mount)
-	if err := mountOn(mount, c.root, name); err != nil && (!optional[name] || !errors.Is(err, fs.ErrNotExist)) {
-		return err
+	err := mountOn(mount, c.root, name)
+	if optional[name] && errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // makePlaces makes the directories that the rest is mounted on, and the link by

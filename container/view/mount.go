@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/thread"
 )
 
 // harmless are the attributes of all that is mounted here.
@@ -115,23 +116,12 @@ func unmount(dir int, path string) error {
 // onThread runs f on a thread that shares no working directory with others and
 // ends with f.
 func onThread(f func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The first thread never ends. It is held until f has had another.
-			err := onThread(f)
-			runtime.UnlockOSThread()
-			result <- err
-			return
+	return thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
 		}
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	return <-result
+		return f()
+	})
 }
 
 // within runs f on a thread in a mount namespace. Before, if not nil, is run
