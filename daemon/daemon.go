@@ -193,7 +193,12 @@ func restore(ctx context.Context, s *server.Server, disk *state, boxes *containe
 	defer searches.Wait()
 	for i, one := range list {
 		if one.Container != nil && (boxes == nil || !boxes.restore(made[i], *one.Container)) {
-			continue
+			if one.Container.Temporary {
+				continue
+			}
+			for p := range one.Ports {
+				one.Ports[p].Ending = true // whose it was is gone
+			}
 		}
 		if len(one.Ports) == 0 {
 			continue

@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -36,7 +37,11 @@ func (k *keeper) Restore(_ context.Context, p controller.Plug, saved []byte) (co
 		return nil, controller.ErrNotRestored
 	}
 	a := kept{k, make(chan struct{})}
-	return a, p.Ready(a)
+	if err := p.Ready(a); err != nil {
+		a.Detach()
+		return nil, err
+	}
+	return a, nil
 }
 
 type kept struct {
@@ -124,6 +129,35 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 	must.OK(t, third.Table.Delete(2))
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left on disk: %v, %v", left, err)
+	}
+}
+
+// The devices of a container that is not there any more are found and let go of:
+// a later owner of the controller must not have them.
+func TestStateOfAContainerThatIsGone(t *testing.T) {
+	dir := t.TempDir()
+	scanner, err := emulate.NewScanner(emulate.Options{})
+	must.OK(t, err)
+	defer scanner.Close()
+	k := new(keeper)
+	first, err := begin(t, dir, k)
+	must.OK(t, err)
+	made, err := first.Table.Create(controller.Config{Driver: k, Policy: policy.Open()}, 1)
+	must.OK(t, err)
+	_, err = made[0].Attach(t.Context(), 0, controller.Plug{Device: scanner, DevID: 7})
+	must.OK(t, err)
+	file := filepath.Join(dir, "0.json")
+	b, err := os.ReadFile(file)
+	must.OK(t, err)
+	must.OK(t, os.WriteFile(file, bytes.Replace(b, []byte("{"), []byte(`{"container":{"pid":1,"root":"/"},`), 1), 0o600))
+
+	second, err := begin(t, dir, k)
+	must.OK(t, err)
+	if p := second.Table.Controller(0).Ports()[0]; !p.Free() || k.device != nil {
+		t.Errorf("the port is %v, the device %v", p.Status, k.device)
+	}
+	if b, err := os.ReadFile(file); err != nil || bytes.Contains(b, []byte("ports\":[")) {
+		t.Errorf("on disk is still %s, %v", b, err)
 	}
 }
 
