@@ -73,7 +73,8 @@ func (s Classes) without(classes ...Class) Classes { return s &^ of(classes...) 
 // Has reports whether a class is in the set.
 func (s Classes) Has(c Class) bool { return s&of(c) != 0 }
 
-func (s Classes) list() (list []Class) {
+// List returns the classes in the set.
+func (s Classes) List() (list []Class) {
 	for c := range numClasses {
 		if s.Has(c) {
 			list = append(list, c)
@@ -87,7 +88,7 @@ func (s Classes) String() string {
 		return "all"
 	}
 	var b []string
-	for _, c := range s.list() {
+	for _, c := range s.List() {
 		b = append(b, c.String())
 	}
 	return strings.Join(b, ",")

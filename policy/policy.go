@@ -68,7 +68,7 @@ func (p *Policy) Judge(speed usb.Speed, d *usb.Descriptors, others int) error {
 		allowed |= All.without(Keyboard)
 	}
 	for _, f := range functions(d) {
-		for _, c := range (f.classes &^ allowed).list() {
+		for _, c := range (f.classes &^ allowed).List() {
 			return refuse(mend(c), "%s %s", c.is(), f.where)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usbip"
 	"github.com/usbns/usbns/vhci"
 )
@@ -26,6 +27,10 @@ func addCompletion(cmd *cobra.Command, dir *string) {
 		"controller": completeControllers(dir),
 		"port":       completePorts(dir),
 		"busid":      completeBusIDs,
+		"driver":     fixed("user", "kernel"),
+		"allow":      fixed(classWords()...),
+		"deny":       fixed(classWords()...),
+		"max-speed":  fixed("low", "full", "high", "super", "super-plus"),
 	}
 	for name, complete := range byFlag {
 		if cmd.Flags().Lookup(name) != nil {
@@ -34,9 +39,21 @@ func addCompletion(cmd *cobra.Command, dir *string) {
 	}
 	if cmd.Name() == "delete" {
 		cmd.ValidArgsFunction = completeControllers(dir)
-	} else if cmd.RunE != nil && cmd.ValidArgsFunction == nil && cmd.Name() != "man" {
+	} else if cmd.RunE != nil && cmd.ValidArgsFunction == nil && cmd.Name() != "man" && cmd.Name() != "run" {
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
+}
+
+func fixed(words ...string) cobra.CompletionFunc {
+	return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
+}
+
+// classWords are those of a policy.
+func classWords() (words []string) {
+	for _, c := range policy.All.List() {
+		words = append(words, c.String())
+	}
+	return append(words, policy.All.String())
 }
 
 func completeControllers(dir *string) cobra.CompletionFunc {

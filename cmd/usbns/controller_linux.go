@@ -26,9 +26,9 @@ func newControllerCreate(dir *string) *cobra.Command {
 		Short: "Make controllers",
 		Long: "Make controllers and print their indexes.\n\n" +
 			"The policy judges each device before it is used. It says which classes a device's functions may have:\n" +
-			"audio, bluetooth, hid, hub, image, keyboard, network, other, printer, serial, smartcard, storage, vendor,\n" +
-			"video, or all. With driver user all are allowed; with driver kernel all but network, hub, bluetooth,\n" +
-			"storage and keyboard. A device may be named as VENDOR:PRODUCT or VENDOR:PRODUCT:SERIAL too.",
+			strings.Join(classWords(), ", ") + ".\n" +
+			"With driver user all are allowed; with driver kernel all but network, hub, bluetooth, storage and keyboard.\n" +
+			"A device may be named as VENDOR:PRODUCT or VENDOR:PRODUCT:SERIAL too.",
 		Example: "  usbns controller create alice\n" +
 			"  usbns controller create --count 100 --ports 2 --owner 1000:1000\n" +
 			"  usbns controller create --driver kernel --allow storage --max-devices 2 bob\n" +
