@@ -18,7 +18,8 @@
 // stock usbip fails if there is none. So in c a port whose device no kernel has,
 // as with the driver controller.User, stays at 005: the stock tool then does not
 // list it, and can attach and detach. Where a kernel has the device, the busid is
-// the kernel's, and a device that is being detached is at 005 again. In vhci_hcd.N the status says all that the controller knows.
+// the kernel's, and a device that is being detached is at 005 again. In
+// vhci_hcd.N the status says all that the controller knows.
 //
 // libusbip also reads as many of status.1 and on as there are vhci_hcd.*
 // directories, and writes past its array if these have more ports than nports
