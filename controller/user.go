@@ -72,11 +72,7 @@ func (a *userAttachment) start(ctx context.Context, p Plug) error {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
 		}
 	}
-	configs := a.dev.Descriptors().Configurations()
-	if len(configs) == 0 {
-		return &usb.DescriptorError{Which: "device", Reason: "has no configuration"}
-	}
-	first := configs[0].Value
+	first := a.dev.Descriptors().Configurations()[0].Value
 	if _, err := usb.ControlTransfer(ctx, a.dev, usb.SetConfiguration(first), nil); err != nil {
 		return fmt.Errorf("set configuration %d: %w", first, err)
 	}

@@ -95,8 +95,8 @@ type Descriptors struct {
 // Device returns the device descriptor.
 func (d *Descriptors) Device() DeviceDescriptor { return d.device }
 
-// Configurations returns the configurations in the order of their index. They
-// must not be changed.
+// Configurations returns the configurations, at least one, in the order of their
+// index. They must not be changed.
 func (d *Descriptors) Configurations() []Configuration { return d.configs }
 
 // Configuration returns the configuration of that value, nil if there is none.

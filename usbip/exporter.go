@@ -383,21 +383,17 @@ func (x *export) devID() uint32 { return x.bus<<16 | x.number }
 // one: the device is not configured while it is free.
 func (x *export) info() DeviceInfo {
 	d := x.dev.Descriptors().Device()
+	c := x.dev.Descriptors().Configurations()[0]
 	info := DeviceInfo{
 		Path: "/usbip/" + x.busid, BusID: x.busid,
 		BusNum: x.bus, DevNum: x.number, Speed: x.dev.Speed(),
 		Vendor: d.Vendor, Product: d.Product, Version: d.Version,
 		Class: d.Class, SubClass: d.SubClass, Protocol: d.Protocol,
-		NumConfigurations: d.NumConfigurations,
+		NumConfigurations: d.NumConfigurations, Configuration: c.Value,
 	}
-	for _, c := range x.dev.Descriptors().Configurations()[:1] {
-		info.Configuration = c.Value
-		for _, i := range c.Interfaces {
-			if len(i.Alternates) > 0 {
-				a := i.Alternates[0]
-				info.Interfaces = append(info.Interfaces, InterfaceInfo{a.Class, a.SubClass, a.Protocol})
-			}
-		}
+	for _, i := range c.Interfaces {
+		a := i.Alternates[0]
+		info.Interfaces = append(info.Interfaces, InterfaceInfo{a.Class, a.SubClass, a.Protocol})
 	}
 	return info
 }
