@@ -27,8 +27,10 @@ func vanish(t *testing.T, conn net.Conn) {
 }
 
 // TestPeerVanishes shows both roles that nobody is there any more: the exporter
-// frees the device, the importer gives it up.
+// frees the device, the importer gives it up. Here it is silence that tells, and
+// in [TestCableIsCut] what the kernel knows of its own end of a cable as well.
 func TestPeerVanishes(t *testing.T) {
+	t.Parallel()
 	limits := Limits{PeerTimeout: 2 * time.Second}
 	// start imports a device, configured; ev gets the exporter's events.
 	start := func(t *testing.T) (dev *fakeDevice, imp *Importer, ev chan Event) {

@@ -16,6 +16,12 @@ func startExporter(t testing.TB, e *Exporter) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
+	return serveOn(t, e, l)
+}
+
+// serveOn has e serve until the end of the test, and returns the address.
+func serveOn(t testing.TB, e *Exporter, l net.Listener) string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- e.Serve(ctx, l) }()
