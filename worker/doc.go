@@ -39,24 +39,31 @@
 //
 // # Speed
 //
-// A process on the way adds two wake-ups to each round trip, and two copies by
-// the kernel to all data. With a device of the timing of high speed that is
-// hardly seen: a worker reaches 0.8 to 0.95 of the rate of a connection that was
-// handed over. With one that takes no time, and three
-// processes on two CPUs in place of two, it is the most of all there is: a process
-// that copies bytes from one socket to the other, and knows nothing of them,
-// reaches four tenths. A worker reaches 0.8 of that process with data of 64 KiB
-// and with one small transfer in flight, and 0.7 with 32, where parsing begins to
-// count. What is missing to the whole is the price of a process on the way.
+// A process on the way adds two wake-ups to each round trip, and has the kernel
+// copy all data twice more. With a device of the timing of high speed that is
+// hardly seen: a worker reaches 0.8 to 1 of the rate of a connection that was
+// handed over. With a device that takes no time it is the most of all there is,
+// and three processes share the CPUs of two. On a machine of two CPUs with other
+// work to do a worker then reaches 0.3 of that rate, and on an idle one 0.6 with
+// small transfers. This is the price of any process on the way, and not of what a
+// worker does there: one that copies bytes from one socket to the other, and does
+// not know what they are, is the benchmark's other limit, and of its rate a worker
+// reaches 0.8 with data of 64 KiB, 0.9 with a small transfer in flight, and 0.65
+// with 32 of these, which travel as one and are looked at one by one.
 //
-// The kernel's end and the exporter's take turns, so a second CPU is for the most
-// part woken to find nothing to do: on one, bulk data costs a fifth less. Of many
-// workers each has its own.
+// The exporter's and the kernel's end take turns, so a second CPU is for the most
+// part woken to find nothing to do: on one, bulk data costs a fifth less, and small
+// transfers are not slower. Each worker has its own.
 //
 // # Dead ends
 //
 // A worker cannot be told to die with the daemon's devices when the daemon is
 // killed, by PR_SET_PDEATHSIG or a pipe: to go on is what it is for.
+//
+// Having the kernel move data past the worker, by splice(2), makes a bare relay of
+// 64 KiB at a time a tenth quicker, and one of small transfers three times slower:
+// each goes through a pipe. Sending a batch off in parts, so that the next process
+// begins earlier, wakes it more often than it gains.
 //
 // A user namespace would let a daemon without root build the empty root as well,
 // but only root can give devices to the kernel.
