@@ -66,6 +66,11 @@ func (l *lxc) attach(argv []string) []string {
 	return append([]string{"lxc-attach", "-n", l.name, "-P", l.dir, "--clear-env", "--"}, argv...)
 }
 
+func (l *lxc) update() error {
+	_, err := run(l.dir, "lxc-cgroup", "-n", l.name, "-P", l.dir, "pids.max", "1000")
+	return err
+}
+
 // stop returns when the monitor has ended, and with it the hooks.
 func (l *lxc) stop() error {
 	text, err := os.ReadFile(l.file("monitor"))

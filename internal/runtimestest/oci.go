@@ -79,6 +79,11 @@ func (o *oci) attach(argv []string) []string {
 	return append([]string{string(o.runtime)}, o.args("exec", words...)...)
 }
 
+func (o *oci) update() error {
+	_, err := run(o.dir, string(o.runtime), o.args("update", "--pids-limit", "1000", o.name)...)
+	return err
+}
+
 func (o *oci) stop() error {
 	if _, err := os.Stat(o.file("pid")); errors.Is(err, os.ErrNotExist) {
 		return nil // it was never started

@@ -80,6 +80,7 @@ type program interface {
 	pid() (int, error)
 	// attach gives the command that runs another inside.
 	attach(argv []string) []string
+	update() error
 	stop() error
 }
 
@@ -163,6 +164,14 @@ func (c *Container) Run(argv ...string) (string, error) {
 		out = append(out, log...)
 	}
 	return string(out), err
+}
+
+// Update has the runtime change a limit of the container's cgroup.
+func (c *Container) Update() {
+	c.t.Helper()
+	if err := c.update(); err != nil {
+		c.t.Errorf("update a container of %s: %v", c.Runtime, err)
+	}
 }
 
 // Stop kills what runs in the container and removes it. It can be called again.
