@@ -46,7 +46,9 @@ func startDaemonProcess(t *testing.T, dir string) (kill func(os.Signal)) {
 		if !killed {
 			killed = true
 			_ = cmd.Process.Signal(s)
-			_ = cmd.Wait()
+			if err := cmd.Wait(); err != nil && s != syscall.SIGKILL {
+				t.Errorf("the daemon ends with %v", err)
+			}
 		}
 	}
 	t.Cleanup(func() { kill(syscall.SIGTERM) })
@@ -118,7 +120,7 @@ func (s *runShell) exit(status int) int {
 func (s *runShell) tryToEscape() {
 	s.t.Helper()
 	linkEscape(s.t)
-	known := escape.Known{Own: describe(s.t, "0001"), Neighbour: describe(s.t, "0002")}
+	known := escape.Known{Own: describe(s.t, "0001", 2), Neighbour: describe(s.t, "0002", 2)}
 	text, err := json.Marshal(known)
 	if err != nil {
 		s.t.Fatal(err)

@@ -85,14 +85,16 @@ func TestSoakRun(t *testing.T) {
 }
 
 func TestSoakRuntimes(t *testing.T) {
-	installDaemon(t)
+	const dir, rounds = "/run/usbns", 20
+	startDaemonProcess(t, dir)
+	exportDevices(t, "signpad")
+	documented(t, "A controller", "own")
 	for _, r := range runtimestest.All {
 		t.Run(string(r), func(t *testing.T) {
 			runtimestest.CheckLeaks(t)
-			const dir, rounds = "/run/usbns", 20
 			round := func() {
 				c := startWithController(t, r, "own")
-				attachTo(t, "own", "1-1", "OWN-4711")
+				attachTo(t, "own", "1-1", 2)
 				c.Stop()
 				waitUntil(t, "nothing is attached", func() bool { return inUse(t) == "" })
 			}

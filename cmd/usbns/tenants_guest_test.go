@@ -1,0 +1,277 @@
+//go:build guest
+
+//vmexec:modules usb-storage sd_mod sg snd-usb-audio
+//vmexec:file ../../docs/containers.md
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/container/escape"
+	"github.com/usbns/usbns/internal/runtimestest"
+	"github.com/usbns/usbns/usbip"
+)
+
+// A tenant is a container with a controller of its name, and a device.
+type tenant struct {
+	*runtimestest.Container
+	t      *testing.T
+	empty  sight // without the device
+	device escape.Target
+}
+
+// A sight is what a container has in /dev and in /sys.
+type sight struct {
+	Nodes []string // device nodes
+	Links []string // what the directories by class and number lead to
+}
+
+// TestGuestContainersOfRuntimes has containers of LXC, runc and crun beside each
+// other, made as docs/containers.md says, each with a device of another kind. Each
+// has the nodes and links of its own and no others, whatever their runtime
+// changes, and when the daemon is killed and the next one comes.
+func TestGuestContainersOfRuntimes(t *testing.T) {
+	runtimestest.CheckLeaks(t)
+	linkEscape(t)
+	const dir = "/run/usbns"
+	kill := startDaemonProcess(t, dir)
+	exportDevices(t, "disk", "audio", "signpad", "signpad")
+	documented(t, "Without a runtime", "")
+	documented(t, "A controller", "lxc", "--allow", "storage")
+	documented(t, "A controller", "runc")
+	documented(t, "A controller", "crun")
+	var all []*tenant
+	for _, r := range runtimestest.All {
+		n := &tenant{Container: startWithController(t, r, string(r)), t: t}
+		n.empty = n.look()
+		all = append(all, n)
+	}
+	lxc, runc, crun := all[0], all[1], all[2]
+	lxc.device = attachTo(t, "lxc", "1-1", 4)   // usb, sda, sg0, bsg/0:0:0:0
+	runc.device = attachTo(t, "runc", "1-2", 4) // usb, controlC0, pcmC0D0p, pcmC0D0c
+	crun.device = attachTo(t, "crun", "1-3", 3) // usb, hidraw, event
+	for _, n := range all {
+		n.seesOwn()
+		n.Update()
+	}
+	kill(syscall.SIGKILL)
+	for _, n := range all {
+		n.opensOwn(all)
+	}
+	startDaemonProcess(t, dir)
+	for _, n := range all {
+		n.seesOwn()
+		n.opensOwn(all)
+		n.usesOwn()
+	}
+	refuseForeignWriters(t, runc, crun)
+	tryToEscape(t, crun.Container, escape.Known{Own: crun.device, Neighbour: lxc.device}) // its own device is gone then
+	crun.seesNone()
+	if out, err := lxc.Run("usbip", "detach", "-p", "0"); err != nil {
+		t.Errorf("detach inside: %v\n%s", err, out)
+	}
+	lxc.seesNone()
+	runc.seesOwn()
+	for _, n := range all {
+		n.Stop()
+	}
+	waitUntil(t, "nothing is attached", func() bool { return inUse(t) == "" })
+	installed(t, "controller", "delete", "lxc", "runc", "crun")
+}
+
+// look looks from outside, beneath a root directory.
+func look(t *testing.T, root string) (s sight) {
+	t.Helper()
+	err := filepath.WalkDir(root+"/dev", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.Name() == "pts" {
+			return fs.SkipDir
+		}
+		// Not d.Type, which is that of what a node may be mounted on.
+		if info, err := d.Info(); err == nil && info.Mode()&fs.ModeDevice != 0 {
+			s.Nodes = append(s.Nodes, strings.TrimPrefix(path, root))
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // one may go meanwhile
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"/sys/class/*/*", "/sys/block/*", "/sys/dev/*/*"} {
+		links, err := filepath.Glob(root + pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range links {
+			if to, err := os.Readlink(link); err == nil {
+				s.Links = append(s.Links, filepath.Join(strings.TrimPrefix(filepath.Dir(link), root), to))
+			}
+		}
+	}
+	slices.Sort(s.Nodes)
+	slices.Sort(s.Links)
+	return s
+}
+
+func (n *tenant) look() sight { return look(n.t, fmt.Sprintf("/proc/%d/root", n.PID())) }
+
+// own is what the host shows of the device, beside what the container always has.
+func (n *tenant) own() sight {
+	own := sight{slices.Clone(n.empty.Nodes), slices.Clone(n.empty.Links)}
+	for _, link := range look(n.t, "").Links {
+		if link == n.device.Path || strings.HasPrefix(link, n.device.Path+"/") {
+			own.Links = append(own.Links, link)
+		}
+	}
+	for _, node := range n.device.Nodes {
+		own.Nodes = append(own.Nodes, "/dev/"+node.Name)
+	}
+	slices.Sort(own.Nodes)
+	slices.Sort(own.Links)
+	return own
+}
+
+// awaitSight waits until the container sees that.
+func (n *tenant) awaitSight(want func() sight) {
+	n.t.Helper()
+	var diff string
+	defer func() {
+		if diff != "" {
+			n.t.Errorf("%s sees (+) what it should not, and not (-) what it should:\n%s", n.Name, diff)
+		}
+	}()
+	waitUntil(n.t, n.Name+" sees its device", func() bool {
+		diff = cmp.Diff(want(), n.look())
+		return diff == ""
+	})
+}
+
+// seesOwn waits until the container sees its own device and nothing else.
+func (n *tenant) seesOwn() {
+	n.t.Helper()
+	n.awaitSight(n.own)
+}
+
+// usesOwn runs the stock tools inside.
+func (n *tenant) usesOwn() {
+	n.t.Helper()
+	out, err := n.Run("sh", "-c", "lsusb; usbip port")
+	if err != nil || strings.Count(out, "Device ") != 1 || strings.Count(out, "<Port in Use>") != 1 {
+		n.t.Errorf("%s sees %v\n%s", n.Name, err, out)
+	}
+}
+
+// seesNone waits until the container sees what it did without its device.
+func (n *tenant) seesNone() {
+	n.t.Helper()
+	n.awaitSight(func() sight { return n.empty })
+}
+
+// opensOwn opens the nodes of all tenants, of the host's /dev, in the cgroup of
+// one: what its guard lets through are those of its own device.
+func (n *tenant) opensOwn(all []*tenant) {
+	n.t.Helper()
+	words := []string{"-c", `for n; do { true <"$n"; } 2>/dev/null && echo "$n"; done`, "sh"}
+	want := ""
+	for _, other := range all {
+		for _, node := range other.device.Nodes {
+			words = append(words, "/dev/"+node.Name)
+			if other == n {
+				want += "/dev/" + node.Name + "\n"
+			}
+		}
+	}
+	if out, _ := n.inCgroup("sh", words...).CombinedOutput(); string(out) != want {
+		n.t.Errorf("the cgroup of %s opens\n%swant\n%s", n.Name, out, want)
+	}
+}
+
+// inCgroup is a program of the host in the container's cgroup.
+func (n *tenant) inCgroup(name string, args ...string) *exec.Cmd {
+	n.t.Helper()
+	cgroup, err := os.Open(n.cgroup())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { cgroup.Close() })
+	cmd := exec.CommandContext(n.t.Context(), name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
+	return cmd
+}
+
+func (n *tenant) cgroup() string {
+	n.t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", n.PID()))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(strings.TrimSpace(string(text)), "0::"))
+}
+
+// refuseForeignWriters gives a file of one container's controller to a process
+// of another container, which is root there as well.
+func refuseForeignWriters(t *testing.T, owner, stranger *tenant) {
+	t.Helper()
+	conn, err := usbip.Dial(t.Context(), "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	info, err := usbip.RequestImport(t.Context(), conn, "1-4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := conn.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	path := fmt.Sprintf("/proc/%d/root/sys/devices/platform/vhci_hcd.0/attach", owner.PID())
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach := os.NewFile(uintptr(fd), path)
+	defer attach.Close()
+	line := fmt.Sprintf("1 3 %d %d", info.DevID(), info.Speed) // the socket is descriptor 3
+	write := func(n *tenant, script string, args ...string) (string, error) {
+		cmd := n.inCgroup("sh", append([]string{"-c", script, "sh"}, args...)...)
+		cmd.ExtraFiles = []*os.File{socket, attach}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	open := func(by *tenant) (string, error) {
+		return write(by, `exec nsenter -t "$1" -a sh -c "exec /bin/echo $2 >/proc/self/fd/4"`, fmt.Sprint(by.PID()), line)
+	}
+	const denied = "Operation not permitted"
+	if out, err := open(stranger); err == nil || !strings.Contains(out, denied) {
+		t.Errorf("opened and written by a stranger: %v\n%s", err, out)
+	}
+	// One that the owner has opened.
+	out, err := write(owner, `exec 5>/proc/self/fd/4
+		sh -c 'echo $$ >"$1/cgroup.procs" && exec nsenter -t "$2" -a sh -c "exec /bin/echo $3 >&5"' sh "$@"`,
+		stranger.cgroup(), fmt.Sprint(stranger.PID()), line)
+	if err == nil || !strings.Contains(out, denied) {
+		t.Errorf("written by a stranger: %v\n%s", err, out)
+	}
+	if out, err := open(owner); err != nil {
+		t.Errorf("opened and written by the owner: %v\n%s", err, out)
+	}
+	installed(t, "detach", "-i", owner.Name, "-p", "1")
+	owner.seesOwn()
+}
