@@ -86,9 +86,10 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	defer b.close()
 	s := &server.Server{Drivers: b.drivers, Log: log}
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
-	s.Table = newTable(disk, log)
+	tenants := slog.New(newQuiet(log.Handler()))
+	s.Table = newTable(disk, log, tenants)
 	defer s.Table.Close()
-	boxes, closeFiles := openContainers(ctx, dir, s.Table, disk.save, log)
+	boxes, closeFiles := openContainers(ctx, dir, s.Table, disk.save, log, tenants)
 	defer closeFiles()
 	if boxes != nil {
 		s.Containers, disk.container, s.Table.Ready = boxes, boxes.record, boxes.ready
@@ -104,14 +105,14 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 }
 
 // openContainers serves the control files, and returns nil where it cannot.
-func openContainers(ctx context.Context, dir string, table *controller.Table, save func(*controller.Controller) error, log *slog.Logger) (*containers, func()) {
+func openContainers(ctx context.Context, dir string, table *controller.Table, save func(*controller.Controller) error, log, tenants *slog.Logger) (*containers, func()) {
 	keeper, err := view.NewKeeper(log)
 	if err != nil {
 		log.Warn("no containers", "reason", err)
 		return nil, func() {}
 	}
 	k := &containers{keeper: keeper, table: table, save: save, log: log, members: make(map[*controller.Controller]*member)}
-	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: table, Identify: identify, Allowed: k.allowed, Log: log})
+	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: table, Identify: identify, Allowed: k.allowed, Log: tenants})
 	if err != nil {
 		log.Warn("no control files and no containers, which need root and /dev/fuse", "reason", err)
 		_ = keeper.Close()
@@ -154,9 +155,10 @@ func openBackend(dir string) (*backend, error) {
 	}, inKernel.Sweep, inKernel.Close}, nil
 }
 
-func newTable(disk *state, log *slog.Logger) *controller.Table {
+// newTable has tenants log what they do.
+func newTable(disk *state, log, tenants *slog.Logger) *controller.Table {
 	return &controller.Table{
-		OnEvent: func(e controller.Event) { logEvent(log, e) },
+		OnEvent: func(e controller.Event) { logEvent(tenants, e) },
 		Save:    disk.save,
 		Forget: func(index int) {
 			if err := disk.forget(index); err != nil {

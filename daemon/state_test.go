@@ -67,7 +67,7 @@ func begin(t *testing.T, dir string, k *keeper) (*server.Server, error) {
 		Log:     log,
 	}
 	disk := &state{dir: dir, driver: s.DriverName}
-	s.Table = newTable(disk, log)
+	s.Table = newTable(disk, log, log)
 	return s, restore(t.Context(), s, disk, nil, log)
 }
 
