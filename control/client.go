@@ -80,6 +80,13 @@ func (c *Client) Enter(ctx context.Context, ref string, in Container) error {
 	return c.call(ctx, http.MethodPut, "/v1/controllers/"+url.PathEscape(ref)+"/container", in, nil)
 }
 
+// Container returns whose a controller is, an [Error] of ENOENT if no container
+// has it.
+func (c *Client) Container(ctx context.Context, ref string) (in Container, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/controllers/"+url.PathEscape(ref)+"/container", nil, &in)
+	return in, err
+}
+
 // Leave takes a controller back from the container that it was given to with pid,
 // which has ended, and detaches what is attached. If another container has the
 // controller, or none, nothing is done.

@@ -61,6 +61,9 @@ type Container struct {
 	RootUID uint32 `json:"root_uid,omitempty"`
 	// Temporary deletes the controller when the container ends.
 	Temporary bool `json:"temporary,omitempty"`
+	// Keeper says that the process is no program of the container, but ours and
+	// the parent of these.
+	Keeper bool `json:"keeper,omitempty"`
 }
 
 // A Port is a port of a controller and what is attached to it.
@@ -76,6 +79,7 @@ type Port struct {
 	ProductName  string `json:"product_name,omitempty"`
 	Serial       string `json:"serial,omitempty"`
 	DevID        uint32 `json:"devid,omitempty"`
+	Path         string `json:"path,omitempty"` // in this machine's sysfs, if its kernel has the device
 	Remote       Remote `json:"remote,omitzero"`
 }
 

@@ -161,6 +161,20 @@ func (k *containers) Leave(c *controller.Controller, pid int) error {
 	return nil
 }
 
+// Find implements [server.Containers].
+func (k *containers) Find(c *controller.Controller) (control.Container, error) {
+	m, v := k.member(c)
+	if v == nil {
+		return control.Container{}, &control.Error{
+			Message: fmt.Sprintf("no container has %v (give it to one: usbns run, or usbns config)", c), Errno: syscall.ENOENT,
+		}
+	}
+	if err := m.still(); err != nil {
+		return control.Container{}, &control.Error{Message: fmt.Sprintf("the container of %v has ended: %v", c, err), Errno: syscall.ESRCH}
+	}
+	return m.Container, nil
+}
+
 // end detaches what a container had.
 func (k *containers) end(c *controller.Controller, m *member) {
 	if !k.drop(c, m) {

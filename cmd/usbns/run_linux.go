@@ -105,7 +105,7 @@ func (o *runOptions) run(ctx context.Context, argv []string) (status int, err er
 	if err != nil {
 		return 0, err
 	}
-	err = client.Enter(ctx, o.ref, control.Container{PID: b.PID(), Root: "/", RootUID: root, Temporary: o.isNew})
+	err = client.Enter(ctx, o.ref, control.Container{PID: b.PID(), Root: "/", RootUID: root, Temporary: o.isNew, Keeper: true})
 	if err != nil {
 		return 0, errors.Join(err, b.Kill())
 	}

@@ -44,6 +44,17 @@ func (s *Server) leave(r *http.Request) (any, error) {
 	return nil, s.Containers.Leave(c, pid)
 }
 
+func (s *Server) container(r *http.Request) (any, error) {
+	c, err := s.find(r.PathValue("ref"))
+	if err != nil {
+		return nil, err
+	}
+	if s.Containers == nil {
+		return nil, errNoContainers()
+	}
+	return s.Containers.Find(c)
+}
+
 func errNoContainers() error {
 	return &control.Error{Message: "this daemon serves no containers, which need root and /dev/fuse (its log says more)", Errno: syscall.EOPNOTSUPP}
 }

@@ -168,6 +168,7 @@ func describePort(p controller.PortInfo) control.Port {
 	d.Speed, d.BusID, d.DevID = int(p.Speed), p.BusID, p.DevID
 	d.Vendor, d.Product = p.Vendor, p.Product
 	d.Manufacturer, d.ProductName, d.Serial = p.ManufacturerName, p.ProductName, p.SerialNumber
+	d.Path = p.Path
 	d.Remote = control.Remote{Host: p.From.Host, Port: p.From.Port, BusID: p.From.BusID}
 	return d
 }

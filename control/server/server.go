@@ -32,6 +32,7 @@ type Server struct {
 type Containers interface {
 	Enter(c *controller.Controller, in control.Container) error
 	Leave(c *controller.Controller, pid int) error
+	Find(c *controller.Controller) (control.Container, error)
 }
 
 // A Driver can stand behind controllers.
@@ -49,6 +50,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/controllers", answer(s.create))
 	mux.HandleFunc("GET /v1/controllers/{ref}", answer(s.get))
 	mux.HandleFunc("DELETE /v1/controllers/{ref}", answer(s.delete))
+	mux.HandleFunc("GET /v1/controllers/{ref}/container", answer(s.container))
 	mux.HandleFunc("PUT /v1/controllers/{ref}/container", answer(s.enter))
 	mux.HandleFunc("DELETE /v1/controllers/{ref}/container", answer(s.leave))
 	mux.HandleFunc("GET /v1/controllers/{ref}/ports", answer(s.ports))

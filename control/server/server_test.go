@@ -4,9 +4,11 @@ package server_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -245,5 +247,29 @@ func TestCreateWithPolicy(t *testing.T) {
 	}
 	if n := len(table.All()); n != 1 {
 		t.Errorf("%d controllers, not 1", n)
+	}
+}
+
+// given is a container that has every controller.
+type given struct{ control.Container }
+
+func (given) Enter(*controller.Controller, control.Container) error { return nil }
+func (given) Leave(*controller.Controller, int) error               { return nil }
+
+func (g given) Find(*controller.Controller) (control.Container, error) { return g.Container, nil }
+
+func TestContainerOfAController(t *testing.T) {
+	var table controller.Table
+	defer table.Close()
+	if _, err := table.Create(controller.Config{Driver: &controller.User{}}, 1); err != nil {
+		t.Fatal(err)
+	}
+	want := control.Container{PID: 7, Root: "/", RootUID: 100000, Keeper: true}
+	s := &server.Server{Table: &table, Containers: given{want}, Log: slog.New(slog.DiscardHandler)}
+	reply := httptest.NewRecorder()
+	s.Handler().ServeHTTP(reply, httptest.NewRequest("GET", "/v1/controllers/0/container", nil))
+	var got control.Container
+	if err := json.NewDecoder(reply.Body).Decode(&got); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 }
