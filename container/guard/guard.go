@@ -64,6 +64,21 @@ func (g *Guard) attach(path string) (err error) {
 	return nil
 }
 
+// Stands reports whether a guard is on the cgroup whose directory is path.
+func Stands(path string) (stands bool, err error) {
+	cgroup, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false, err
+	}
+	g := &Guard{cgroup: cgroup}
+	defer g.Close()
+	err = g.each(func(_ *ebpf.Program, info *ebpf.ProgramInfo) (bool, error) {
+		stands = info.Name == programName
+		return stands, nil
+	})
+	return stands, err
+}
+
 // each calls f with each program on the cgroup until it returns true.
 func (g *Guard) each(f func(*ebpf.Program, *ebpf.ProgramInfo) (bool, error)) error {
 	on, err := link.QueryPrograms(link.QueryOptions{Target: int(g.cgroup.Fd()), Attach: ebpf.AttachCGroupDevice})

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,19 @@ var (
 	}
 	putBack = []string{"sys/devices/system", "sys/devices/virtual/net", "sys/class/net", platform}
 )
+
+// Source is what tables of mounts call the source of what [Cover] mounts.
+const Source = "usbns"
+
+// Covered returns what [Cover] covers where the kernel has it, as absolute paths
+// inside.
+func Covered() []string {
+	var all []string
+	for _, name := range slices.Concat(coveredDirs, coveredFiles) {
+		all = append(all, "/"+name)
+	}
+	return all
+}
 
 // hostController is where the stock tools look for a controller. They want its
 // parent to be on a sysfs as well.
