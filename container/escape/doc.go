@@ -2,8 +2,8 @@
 // container. It is the attacker that usbns is tested with.
 //
 // A [Case] is one way to list, open, hear of, detach or guess a device. [Run]
-// tries all of them, first on a device of a neighbour and then on the own one,
-// and prints a [Result] a line. The attacker knows everything beforehand, bus
+// tries all of them on a device of a neighbour, and those with Own set on the own
+// one, and prints a [Result] a line. The attacker knows everything beforehand, bus
 // and node numbers, port, serial number, inode, names, so that nothing is safe
 // only because it is hard to guess: see [Target].
 //

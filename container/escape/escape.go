@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -45,6 +46,8 @@ func Cases() []Case {
 // Known is what the attacker knows.
 type Known struct {
 	Own, Neighbour Target
+	// KeepOwn leaves out what would detach the own device.
+	KeepOwn bool `json:",omitempty"`
 }
 
 func (k *Known) check() error {
@@ -108,8 +111,9 @@ func Main() int {
 	return 0
 }
 
-// Run tries every case from this process and writes its results to out, a line
-// of JSON each. What harms comes last, and the own device last of all.
+// Run tries every case from this process on the neighbour's device, and on the
+// own one those that must succeed there. It writes the results to out, a line of
+// JSON each. What harms comes last, and the own device last of all.
 func Run(known Known, out io.Writer) error {
 	if err := known.check(); err != nil {
 		return err
@@ -121,28 +125,15 @@ func Run(known Known, out io.Writer) error {
 	defer os.RemoveAll(dir)
 	lines := json.NewEncoder(out)
 	for _, harms := range []bool{false, true} {
-		var started [](<-chan Result)
-		for _, own := range []bool{false, true} {
-			a := &attempt{Known: known, own: own, root: "/", dir: dir}
-			for _, c := range Cases() {
-				if c.Harms == harms && c.waits {
-					started = append(started, a.start(c))
-				}
+		aside, inTurn := known.attempts(harms, dir)
+		results := beside(aside)
+		for _, a := range inTurn {
+			if err := lines.Encode(a.result(a.Case)); err != nil {
+				return err
 			}
 		}
-		for _, own := range []bool{false, true} {
-			a := &attempt{Known: known, own: own, root: "/", dir: dir}
-			for _, c := range Cases() {
-				if c.Harms != harms || c.waits {
-					continue
-				}
-				if err := lines.Encode(a.result(c)); err != nil {
-					return err
-				}
-			}
-		}
-		for _, result := range started {
-			if err := lines.Encode(<-result); err != nil {
+		for range aside {
+			if err := lines.Encode(<-results); err != nil {
 				return err
 			}
 		}
@@ -150,11 +141,44 @@ func Run(known Known, out io.Writer) error {
 	return nil
 }
 
-// start tries a case beside others.
-func (a *attempt) start(c Case) <-chan Result {
-	done := make(chan Result, 1)
-	go func() { done <- a.result(c) }()
-	return done
+// A plan is an attempt to be made.
+type plan struct {
+	Case
+	*attempt
+}
+
+// attempts returns those that get in nobody's way, and the others.
+func (k *Known) attempts(harms bool, dir string) (aside, inTurn []plan) {
+	for _, own := range []bool{false, true} {
+		a := &attempt{Known: *k, own: own, root: "/", dir: dir}
+		for _, c := range Cases() {
+			switch {
+			case c.Harms != harms, own && !c.Own, own && harms && k.KeepOwn:
+			case c.waits, c.unshare != 0:
+				aside = append(aside, plan{c, a})
+			default:
+				inTurn = append(inTurn, plan{c, a})
+			}
+		}
+	}
+	return aside, inTurn
+}
+
+// beside makes attempts beside others: at once those that wait, and a few at a
+// time those that work.
+func beside(plans []plan) <-chan Result {
+	results := make(chan Result, len(plans))
+	working := make(chan struct{}, runtime.NumCPU())
+	for _, p := range plans {
+		go func() {
+			if !p.waits {
+				working <- struct{}{}
+				defer func() { <-working }()
+			}
+			results <- p.result(p.Case)
+		}()
+	}
+	return results
 }
 
 // scratch makes a directory wherever the container lets it.
