@@ -16,16 +16,30 @@ func (h Handle) open(at string, flags int) (int, error) {
 	if h.Bytes == nil {
 		return -1, errors.New("no handle is known")
 	}
-	mount, err := unix.Open(at, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	mount, err := openMount(at)
 	if err != nil {
-		return -1, fmt.Errorf("%s: %w", at, err)
+		return -1, err
 	}
 	defer unix.Close(mount)
-	fd, err := unix.OpenByHandleAt(mount, unix.NewFileHandle(h.Type, h.Bytes), flags|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY)
+	fd, err := h.openOn(mount, flags)
 	if err != nil {
 		return -1, fmt.Errorf("open_by_handle_at from %s: %w", at, err)
 	}
 	return fd, nil
+}
+
+// openMount opens a file to have its file system.
+func openMount(at string) (int, error) {
+	fd, err := unix.Open(at, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return -1, fmt.Errorf("%s: %w", at, err)
+	}
+	return fd, nil
+}
+
+// openOn opens a file by its handle on the file system of mount.
+func (h Handle) openOn(mount, flags int) (int, error) {
+	return unix.OpenByHandleAt(mount, unix.NewFileHandle(h.Type, h.Bytes), flags|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOCTTY)
 }
 
 // onEach does something on every mount of a type.
@@ -99,6 +113,11 @@ func (a *attempt) fuseNumber() (string, error) {
 func (a *attempt) fuseHandle() (string, error) { return onEach("fuse", a.guessInFuse) }
 
 func (a *attempt) guessInFuse(point string) (string, error) {
+	mount, err := openMount(point)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(mount)
 	buf := make([]byte, 4096)
 	var last error
 	for number := range guesses {
@@ -107,9 +126,9 @@ func (a *attempt) guessInFuse(point string) (string, error) {
 		h := Handle{Type: 0x81, Bytes: make([]byte, 12)}
 		binary.NativeEndian.PutUint32(h.Bytes, uint32(number>>32))
 		binary.NativeEndian.PutUint32(h.Bytes[4:], uint32(number))
-		fd, err := h.open(point, unix.O_RDONLY)
+		fd, err := h.openOn(mount, unix.O_RDONLY)
 		if errors.Is(err, unix.EPERM) {
-			return "", err // whatever the number
+			return "", fmt.Errorf("open_by_handle_at from %s: %w", point, err) // whatever the number
 		}
 		if err != nil {
 			last = err
