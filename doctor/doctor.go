@@ -1,16 +1,21 @@
 //go:build linux
 
-// Package doctor tells what of usbns works on a machine, why the rest does not,
-// and what to do about it.
+// Package doctor tells what of usbns works on a machine, what a container sees of
+// others' devices, why, and what to do about it.
 //
-// It tries things, and compares no versions: distributions carry features to old
-// kernels and build them out of new ones, and a machine may forbid what its
-// kernel can. What it tries changes nothing. Where trying would, it reads what
-// the kernel says of itself.
+// Of a [Host] it tries things, and compares no versions: distributions carry
+// features to old kernels and build them out of new ones, and a machine may forbid
+// what its kernel can. What it tries changes nothing. Where trying would, it reads
+// what the kernel says of itself.
+//
+// A [Container] is judged from outside, by what the kernel says of its first
+// program: namespaces, capabilities, mounts, the programs on its cgroup. Nothing
+// of the container's own is asked, since whoever lives there may answer what he
+// likes. [Container.Prove] goes inside and tries what package escape knows.
 //
 // # What it is not
 //
-// It looks at a host, not at a container, and repairs nothing.
+// It repairs nothing. What it does not know to be a hole, it does not find.
 package doctor
 
 import (
@@ -63,6 +68,11 @@ type Kernel interface {
 	OpenTree() error
 	// DeviceProgram loads a program that decides on devices for a cgroup.
 	DeviceProgram() error
+	// Guarded reports whether a guard stands on a cgroup, see package guard.
+	Guarded(cgroup string) (bool, error)
+	// Owner returns the number of the user namespace that owns another namespace,
+	// ioctl_ns(2).
+	Owner(namespace string) (uint64, error)
 }
 
 // Examine makes all checks, in an order in which one reads them.
@@ -70,11 +80,7 @@ func (h Host) Examine(ctx context.Context) []Check {
 	if h.Kernel == nil {
 		h.Kernel = machine{}
 	}
-	var checks []Check
-	for _, c := range []struct {
-		name, need string
-		examine    func(context.Context) (State, string, string)
-	}{
+	return examine(ctx, []check{
 		{"run directory", "every command", h.daemon},
 		{"privileges", "control files, containers", h.privileges},
 		{"fuse", "control files", h.fuse},
@@ -86,7 +92,18 @@ func (h Host) Examine(ctx context.Context) []Check {
 		{"device programs", "containers", h.devicePrograms},
 		{"mounts", "containers", h.mounts},
 		{"user namespaces", "containers", h.userNamespaces},
-	} {
+	})
+}
+
+// A check is how one thing is found out.
+type check struct {
+	name, need string
+	examine    func(context.Context) (state State, found, mend string)
+}
+
+func examine(ctx context.Context, all []check) []Check {
+	var checks []Check
+	for _, c := range all {
 		state, found, mend := c.examine(ctx)
 		checks = append(checks, Check{Name: c.name, State: state, For: c.need, Found: found, Mend: mend})
 	}

@@ -21,6 +21,9 @@ import (
 type fake struct {
 	lacks []int
 	fails map[string]error
+
+	guarded string // a cgroup
+	owner   uint64 // of namespaces
 }
 
 func (f *fake) Capable(c int) bool   { return !slices.Contains(f.lacks, c) }
@@ -29,6 +32,9 @@ func (f *fake) TakeFile() error      { return f.fails["getfd"] }
 func (f *fake) OpenThread() error    { return f.fails["thread"] }
 func (f *fake) OpenTree() error      { return f.fails["tree"] }
 func (f *fake) DeviceProgram() error { return f.fails["bpf"] }
+
+func (f *fake) Guarded(path string) (bool, error) { return path == f.guarded, f.fails["guard"] }
+func (f *fake) Owner(string) (uint64, error)      { return f.owner, f.fails["owner"] }
 
 // patient is a host where all is well.
 type patient struct {

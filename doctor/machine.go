@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/container/guard"
 )
 
 // machine is the kernel of this machine.
@@ -79,3 +81,23 @@ func (machine) OpenTree() error {
 }
 
 func (machine) DeviceProgram() error { return features.HaveProgramType(ebpf.CGroupDevice) }
+
+func (machine) Guarded(cgroup string) (bool, error) { return guard.Stands(cgroup) }
+
+func (machine) Owner(namespace string) (uint64, error) {
+	ns, err := os.Open(namespace)
+	if err != nil {
+		return 0, err
+	}
+	defer ns.Close()
+	owner, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return 0, os.NewSyscallError("ioctl NS_GET_USERNS", err)
+	}
+	defer unix.Close(owner)
+	var st unix.Stat_t
+	if err := unix.Fstat(owner, &st); err != nil {
+		return 0, err
+	}
+	return st.Ino, nil
+}

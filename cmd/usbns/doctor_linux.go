@@ -16,34 +16,62 @@ import (
 func newDoctor(dir *string) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "doctor",
-		Short: "Tell what works on this host, and how to mend the rest",
+		Use:   "doctor [CONTAINER]",
+		Short: "Tell what works on this host, or what a container is kept from, and how to mend the rest",
 		Long: "Try what usbns needs of this host and tell what works, what needs it, and how to\n" +
-			"mend what does not. Nothing is changed. The exit status is 1 if something does\n" +
-			"not work at all; what works partly is told only.",
-		Example: "  sudo usbns doctor\n  usbns doctor --json | jq -r '.[] | select(.state == \"no\") | .mend'",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			host := doctor.Host{RunDir: *dir, Answers: func(ctx context.Context) error {
-				_, err := control.NewClient(*dir).Controllers(ctx)
-				return err
-			}}
-			checks := host.Examine(cmd.Context())
-			print := printChecks
+			"mend what does not. Of a container, which is named by its controller, tell what is\n" +
+			"private to it, what is not, and why. Nothing is changed. The exit status is 1 if\n" +
+			"something does not work, or is not private, at all; what is so partly is told only.",
+		Example: "  sudo usbns doctor\n  sudo usbns doctor alice\n" +
+			"  usbns doctor --json | jq -r '.[] | select(.state == \"no\") | .mend'",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: completeControllers(dir),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			var checks []doctor.Check
+			if len(args) == 0 {
+				checks = examineHost(cmd.Context(), *dir)
+			} else {
+				c, err := findContainer(cmd.Context(), *dir, args[0])
+				if err != nil {
+					return err
+				}
+				checks = c.Examine(cmd.Context())
+			}
 			if asJSON {
-				print = func(out io.Writer, checks []doctor.Check) error { return writeJSON(out, checks) }
+				err = writeJSON(cmd.OutOrStdout(), checks)
+			} else {
+				err = printChecks(cmd.OutOrStdout(), checks)
 			}
-			if err := print(cmd.OutOrStdout(), checks); err != nil {
-				return err
+			if err == nil && slices.ContainsFunc(checks, func(c doctor.Check) bool { return c.State == doctor.No }) {
+				err = exitStatus(exitFailed)
 			}
-			if slices.ContainsFunc(checks, func(c doctor.Check) bool { return c.State == doctor.No }) {
-				return exitStatus(exitFailed)
-			}
-			return nil
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+func examineHost(ctx context.Context, dir string) []doctor.Check {
+	host := doctor.Host{RunDir: dir, Answers: func(ctx context.Context) error {
+		_, err := control.NewClient(dir).Controllers(ctx)
+		return err
+	}}
+	return host.Examine(ctx)
+}
+
+// findContainer asks the daemon for a container.
+func findContainer(ctx context.Context, dir, ref string) (c *doctor.Container, err error) {
+	client := control.NewClient(dir)
+	c = &doctor.Container{Host: doctor.Host{RunDir: dir}}
+	if c.Controller, err = client.Controller(ctx, ref); err != nil {
+		return nil, err
+	}
+	if c.Container, err = client.Container(ctx, ref); err != nil {
+		return nil, err
+	}
+	c.Ports, err = client.Ports(ctx, ref)
+	return c, err
 }
 
 func printChecks(out io.Writer, checks []doctor.Check) error {

@@ -164,6 +164,9 @@ func testRun(t *testing.T, userNS bool) {
 	nodes := [2]string{"hidraw", "ttyACM"}
 	sees := func() {
 		t.Helper()
+		for i := range shells {
+			checkPrivate(t, execute(t, "doctor", "--run", dir, "--json", fmt.Sprint(i)), userNS)
+		}
 		for i, s := range shells {
 			s.until("/usr/sbin/usbip port", "Port 00: <Port in Use>", true)
 			s.until("ls /dev/usbns/0", "-"+nodes[i], true)

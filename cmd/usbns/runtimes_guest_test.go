@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/container/escape"
+	"github.com/usbns/usbns/doctor"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/runtimestest"
 	"github.com/usbns/usbns/usbip"
@@ -172,6 +173,25 @@ func inUse(t *testing.T) string {
 	t.Helper()
 	_, ports, _ := strings.Cut(installed(t, "port", "-a"), "\n")
 	return ports
+}
+
+// checkPrivate fails the test if the doctor, whose answer it is, finds something
+// that is not private, but for the lack of a user namespace.
+func checkPrivate(t *testing.T, answer string, userNS bool) {
+	t.Helper()
+	var checks []doctor.Check
+	if err := json.Unmarshal([]byte(answer), &checks); err != nil {
+		t.Fatalf("%v: %s", err, answer)
+	}
+	for _, c := range checks {
+		want := doctor.OK
+		if c.Name == "user namespace" && !userNS {
+			want = doctor.Partly
+		}
+		if c.State != want {
+			t.Errorf("the doctor finds %+v, want %s", c, want)
+		}
+	}
 }
 
 // tryToEscape runs the attacker in a container.
