@@ -37,7 +37,7 @@ func addCompletion(cmd *cobra.Command, dir *string) {
 			cobra.CheckErr(cmd.RegisterFlagCompletionFunc(name, complete))
 		}
 	}
-	if cmd.Name() == "delete" {
+	if cmd.Name() == "delete" || cmd.Name() == "doctor" {
 		cmd.ValidArgsFunction = completeControllers(dir)
 	} else if cmd.RunE != nil && cmd.ValidArgsFunction == nil && cmd.Name() != "man" && cmd.Name() != "run" {
 		cmd.ValidArgsFunction = cobra.NoFileCompletions

@@ -6,7 +6,6 @@ package main
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +21,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/usbns/usbns/container/escape"
+	"github.com/usbns/usbns/doctor"
 	"github.com/usbns/usbns/internal/runtimestest"
 )
 
@@ -115,24 +114,6 @@ func (s *runShell) exit(status int) int {
 	return s.cmd.ProcessState.ExitCode()
 }
 
-// tryToEscape runs the attacker in the container of the signature pad. That it
-// can detach its own device is its last proof.
-func (s *runShell) tryToEscape() {
-	s.t.Helper()
-	linkEscape(s.t)
-	known := escape.Known{Own: describe(s.t, "0001", 2), Neighbour: describe(s.t, "0002", 2)}
-	text, err := json.Marshal(known)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	const file = "/tmp/known.json" // the container has this file system
-	if err := os.WriteFile(file, text, 0o644); err != nil {
-		s.t.Fatal(err)
-	}
-	defer os.Remove(file)
-	checkResults(s.t, []byte(s.Say("/usr/bin/usbns-escape <"+file)))
-}
-
 func TestGuestRun(t *testing.T) {
 	e := startExport(t, "127.0.0.1:3240", "signpad", "serial")
 	defer e.end()
@@ -158,6 +139,11 @@ func testRun(t *testing.T, userNS bool) {
 		busid := fmt.Sprintf("1-%d", i+1)
 		if got := execute(t, "attach", "--run", dir, "-r", "127.0.0.1", "-b", busid, "-i", fmt.Sprint(i)); got != "port 0\n" {
 			t.Errorf("attach prints %q", got)
+		}
+		if i == 0 {
+			if err := fail(t, "doctor", "--run", dir, "--prove", "0"); !errors.Is(err, doctor.ErrNoNeighbour) {
+				t.Errorf("a proof without a neighbour: %v", err)
+			}
 		}
 	}
 	own := [2]string{"signature pad", "serial adapter"}
@@ -195,11 +181,8 @@ func testRun(t *testing.T, userNS bool) {
 	startDaemonProcess(t, dir)
 	sees()
 
-	if userNS {
-		shells[0].until("/usr/sbin/usbip detach -p 0", "", true)
-	} else { // with fewer walls
-		shells[0].tryToEscape()
-	}
+	checkProof(t, execute(t, "doctor", "--run", dir, "--prove", "--json", "0"))
+	shells[0].Say("/usr/sbin/usbip detach -p 0")
 	shells[0].until("lsusb; find /dev/usbns /dev/bus ! -type d", "\n", false)
 	if got := execute(t, "port", "--run", dir, "-i", "1"); !strings.Contains(got, "1-1") && !strings.Contains(got, "serial") {
 		t.Errorf("the neighbour's port shows\n%s", got)
