@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -98,30 +97,31 @@ func (s *stream) end() []byte {
 // judge reads the attacker's results, a line of JSON each. Each case has to have
 // been tried.
 func judge(known escape.Known, lines []byte) (*Proof, error) {
-	proof := &Proof{Own: label(known.Own), Neighbour: label(known.Neighbour)}
-	cases := escape.Cases()
 	type one struct {
 		name string
 		own  bool
 	}
-	tried := make(map[one]bool)
+	results := make(map[one]escape.Result)
 	for line := range bytes.Lines(lines) {
 		var r escape.Result
 		if err := json.Unmarshal(line, &r); err != nil {
 			return nil, fmt.Errorf("what the attacker says: %w", err)
 		}
-		i := slices.IndexFunc(cases, func(c escape.Case) bool { return c.Name == r.Case })
-		if i < 0 {
-			return nil, fmt.Errorf("the attacker tells of a case %q, which there is not", r.Case)
-		}
-		tried[one{r.Case, r.Own}] = true
-		proof.Attempts = append(proof.Attempts, Attempt{
-			Case: r.Case, Why: cases[i].Why, Own: r.Own, Verdict: verdict(r), Text: printable(r.Text),
-		})
+		results[one{r.Case, r.Own}] = r
 	}
-	for _, c := range cases {
-		if !tried[one{c.Name, false}] || c.Own && !c.Harms && !tried[one{c.Name, true}] {
-			return nil, fmt.Errorf("the attacker ended before it had tried %s", c.Name)
+	proof := &Proof{Own: label(known.Own), Neighbour: label(known.Neighbour)}
+	for _, own := range []bool{false, true} {
+		for _, c := range escape.Cases() {
+			if own && (!c.Own || c.Harms) {
+				continue
+			}
+			r, tried := results[one{c.Name, own}]
+			if !tried {
+				return nil, fmt.Errorf("the attacker ended before it had tried %s", c.Name)
+			}
+			proof.Attempts = append(proof.Attempts, Attempt{
+				Case: c.Name, Why: c.Why, Own: own, Verdict: verdict(r), Text: printable(r.Text),
+			})
 		}
 	}
 	return proof, nil
@@ -145,12 +145,9 @@ func label(t escape.Target) string { return fmt.Sprintf("%s (%s)", t.BusID, t.Se
 // printable keeps what may come from a container from steering a terminal.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\n' {
-			return ' '
-		}
 		if !unicode.IsPrint(r) {
 			return unicode.ReplacementChar
 		}
 		return r
-	}, text)
+	}, strings.ReplaceAll(strings.TrimSpace(text), "\n", "; "))
 }

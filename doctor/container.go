@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,13 +74,9 @@ func (c *Container) Examine(ctx context.Context) []Check {
 func (c *Container) find() (*subject, error) {
 	p := &subject{Container: c, pid: c.PID}
 	if c.Keeper {
-		children, err := c.read(fmt.Sprintf("proc/%d/task/%d/children", c.PID, c.PID))
-		if err != nil {
+		var err error
+		if p.pid, err = c.firstChild(); err != nil {
 			return nil, err
-		}
-		first, _, _ := strings.Cut(children, " ")
-		if p.pid, err = strconv.Atoi(first); err != nil {
-			return nil, fmt.Errorf("process %d has no child: no program runs", c.PID)
 		}
 	}
 	own, err := p.namespace("user")
@@ -107,6 +104,30 @@ func (c *Container) find() (*subject, error) {
 	defer f.Close()
 	p.mounts, err = mountinfo.GetMountsFromReader(f, nil)
 	return p, err
+}
+
+// firstChild returns the child with the lowest number of the container's process:
+// the command, while it runs. Each child is that of a thread.
+func (c *Container) firstChild() (int, error) {
+	files, err := filepath.Glob(c.path(fmt.Sprintf("proc/%d/task/*/children", c.PID)))
+	if err != nil {
+		return 0, err
+	}
+	var children []int
+	for _, file := range files {
+		text, _ := os.ReadFile(file) // the thread may have ended
+		for number := range strings.FieldsSeq(string(text)) {
+			child, err := strconv.Atoi(number)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", file, err)
+			}
+			children = append(children, child)
+		}
+	}
+	if children == nil {
+		return 0, fmt.Errorf("process %d is gone or has no child: no program runs", c.PID)
+	}
+	return slices.Min(children), nil
 }
 
 // proc names a file of the program's in the host's proc.

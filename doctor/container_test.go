@@ -40,7 +40,8 @@ func newBox(t *testing.T) *box {
 		Ports:      []control.Port{{Number: 0, Path: "/device"}, {Number: 1}},
 	}
 	b.fake.owner, b.guarded = 4026532001, "/sys/fs/cgroup/usbns/run-1"
-	b.write("proc/7/task/7/children", "9 12 \n")
+	b.write("proc/7/task/7/children", "12 13 \n")
+	b.write("proc/7/task/8/children", "9 \n")
 	for _, kind := range []string{"user", "mnt", "pid", "cgroup"} {
 		b.link("proc/self/ns/"+kind, kind+":[4026531001]")
 		b.link("proc/7/ns/"+kind, kind+":[4026532001]")
@@ -127,8 +128,9 @@ func TestEachLeakIsFound(t *testing.T) {
 		state       State
 		found, mend string
 	}{
-		{func(b *box) { b.remove("proc/7") }, "program", No, "proc/7", "again"},
-		{func(b *box) { b.write("proc/7/task/7/children", "\n") }, "program", No, "no program runs", "again"},
+		{func(b *box) { b.remove("proc/7") }, "program", No, "process 7 is gone", "again"},
+		{func(b *box) { b.remove("proc/9/ns") }, "program", No, "proc/9/ns/user", "again"},
+		{func(b *box) { b.remove("proc/7/task/8"); b.write("proc/7/task/7/children", "\n") }, "program", No, "no program runs", "again"},
 		{plain, "user namespace", Partly, "root of this machine", "--userns"},
 		{plain, "capabilities", OK, "none of", ""},
 		{func(b *box) { b.write("proc/9/uid_map", "0 0 65536\n") }, "user namespace", Partly, "root of this machine is one", "map users"},

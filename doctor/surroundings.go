@@ -169,7 +169,7 @@ func (p *subject) nodes(context.Context) (State, string, string) {
 			return Partly, fmt.Sprintf("port %d: %v", port.Number, err), "attach the device again"
 		}
 	}
-	return OK, fmt.Sprintf("those of %d devices belong to user %d of this machine", devices, owner), ""
+	return OK, fmt.Sprintf("they belong to user %d of this machine (devices: %d)", owner, devices), ""
 }
 
 // hasNode looks for the node of a device, whose directory is path, in the

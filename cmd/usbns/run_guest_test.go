@@ -151,7 +151,8 @@ func testRun(t *testing.T, userNS bool) {
 	sees := func() {
 		t.Helper()
 		for i := range shells {
-			checkPrivate(t, execute(t, "doctor", "--run", dir, "--json", fmt.Sprint(i)), userNS)
+			answer, _ := diagnose(t, "--run", dir, fmt.Sprint(i))
+			checkPrivate(t, answer, userNS)
 		}
 		for i, s := range shells {
 			s.until("/usr/sbin/usbip port", "Port 00: <Port in Use>", true)

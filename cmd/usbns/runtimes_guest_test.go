@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -163,6 +164,21 @@ func inUse(t *testing.T) string {
 	t.Helper()
 	_, ports, _ := strings.Cut(installed(t, "port", "-a"), "\n")
 	return ports
+}
+
+// diagnose returns what the doctor finds, and whether the exit status says that
+// all is well.
+func diagnose(t *testing.T, args ...string) (answer string, well bool) {
+	t.Helper()
+	var out strings.Builder
+	cmd := newRoot()
+	cmd.SetArgs(append([]string{"doctor", "--json"}, args...))
+	cmd.SetOut(&out)
+	err := cmd.ExecuteContext(t.Context())
+	if status, ok := errors.AsType[exitStatus](err); err != nil && (!ok || status != exitFailed) {
+		t.Fatalf("usbns doctor %v: %v", args, err)
+	}
+	return out.String(), err == nil
 }
 
 // checkPrivate fails the test if the doctor, whose answer it is, finds something

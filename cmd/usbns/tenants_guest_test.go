@@ -6,6 +6,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/usbns/usbns/container/escape"
 	"github.com/usbns/usbns/doctor"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/internal/runtimestest"
 	"github.com/usbns/usbns/usbip"
 )
@@ -92,7 +94,42 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 		n.Stop()
 	}
 	waitUntil(t, "nothing is attached", func() bool { return inUse(t) == "" })
+	proveLeak(t, "runc", "crun")
 	installed(t, "controller", "delete", "lxc", "runc", "crun")
+}
+
+// proveLeak has the doctor find out that a container hears of the devices of all.
+// The neighbour, with the other controller, has none.
+func proveLeak(t *testing.T, controller, neighbour string) {
+	t.Helper()
+	c := runtimestest.Start(t, runtimestest.Runc, runtimestest.Config{
+		Name: controller, OCI: installed(t, "config", "oci", "-i", controller, "--allow-events"),
+	})
+	attachTo(t, controller, "1-3", 3)
+	attachTo(t, neighbour, "1-4", 3)
+	answer, well := diagnose(t, controller)
+	if well {
+		t.Error("the exit status says that all is private")
+	}
+	var checks []doctor.Check
+	must.OK(t, json.Unmarshal([]byte(answer), &checks))
+	for _, c := range checks {
+		if (c.State == doctor.No) != (c.Name == "events") {
+			t.Errorf("the doctor finds %+v", c)
+		}
+	}
+	if answer, well = diagnose(t, controller, "--prove"); well {
+		t.Error("the exit status says that nothing gets through")
+	}
+	var proof doctor.Proof
+	must.OK(t, json.Unmarshal([]byte(answer), &proof))
+	for _, a := range proof.Attempts {
+		if (a.Verdict == doctor.Escaped) != (a.Case == "uevents") || a.Verdict == doctor.Blind {
+			t.Errorf("the doctor proves %+v", a)
+		}
+	}
+	c.Stop()
+	installed(t, "detach", "-i", neighbour, "-p", "0")
 }
 
 // look looks from outside, beneath a root directory.
