@@ -66,7 +66,7 @@ func newBox(t *testing.T) *box {
 	b.mount("/sys", "sysfs", "sysfs")
 	b.mount("/dev", "tmpfs", "tmpfs")
 	for _, name := range view.Covered() {
-		b.mount(name, "tmpfs", view.Source)
+		b.mount(name, "tmpfs", "usbns")
 	}
 	for _, name := range []string{"attach", "detach", "status", "nports"} {
 		b.mount("/sys/devices/platform/vhci_hcd.0/"+name, "fuse.usbns", "usbns")
@@ -145,7 +145,12 @@ func TestEachLeakIsFound(t *testing.T) {
 		{func(b *box) { b.link("proc/9/ns/mnt", "mnt:[4026531001]") }, "covers", No, "mounts of this machine", "mount namespace"},
 		{func(b *box) { b.unmount("/sys/bus") }, "covers", No, "not covered: /sys/bus", "usbns config"},
 		{func(b *box) { b.mount("/sys", "sysfs", "sysfs") }, "covers", No, "/sys/bus, ", "capabilities"},
-		{func(b *box) { b.mount("/sys/bus", "tmpfs", "mine") }, "covers", No, "not covered: /sys/bus", "capabilities"},
+		{func(b *box) { b.mount("/sys/bus", "sysfs", "sysfs") }, "covers", No, "not covered: /sys/bus", "capabilities"},
+		{func(b *box) {
+			b.mount("/sys/bus", "tmpfs", "of runc")
+			b.mount("/proc/bus", "devtmpfs", "udev")
+			b.mounts[len(b.mounts)-1] = strings.Replace(b.mounts[len(b.mounts)-1], " / ", " /null ", 1)
+		}, "covers", OK, "covered", ""},
 		{func(b *box) { b.mount("/dev", "devtmpfs", "udev") }, "covers", No, "not covered: /dev", "usbns config"},
 		{func(b *box) { b.write("proc/9/cgroup", "4:devices:/x\n") }, "cgroup", No, "no cgroup of version 2", "unified"},
 		{func(b *box) { b.write("proc/9/cgroup", "4:devices:/x\n") }, "guard", No, "there is none", "see cgroup"},

@@ -33,8 +33,7 @@ func (p *subject) covers(context.Context) (State, string, string) {
 		if _, err := os.Stat(p.path(name)); errors.Is(err, fs.ErrNotExist) {
 			continue // this kernel does not have it
 		}
-		m := p.mounts.at(name)
-		if m == nil || m.Mountpoint != name || m.FSType != "tmpfs" || m.Source != view.Source {
+		if !p.covered(name) {
 			bare = append(bare, name)
 			continue
 		}
@@ -48,6 +47,14 @@ func (p *subject) covers(context.Context) (State, string, string) {
 			"start it by usbns run, or by a runtime with what usbns config prints; if its root did this, see capabilities"
 	}
 	return OK, fmt.Sprintf("%d directories and files are covered, /dev is its own", covered), ""
+}
+
+// covered reports whether something lies over a directory or file that is not the
+// kernel's: what view.Cover has mounted, or what a runtime has on top of that, a
+// tmpfs or /dev/null.
+func (p *subject) covered(name string) bool {
+	m := p.mounts.at(name)
+	return m != nil && m.Mountpoint == name && (m.FSType == "tmpfs" || m.Root == "/null")
 }
 
 const cgroups = "/sys/fs/cgroup"

@@ -31,9 +31,6 @@ var (
 	putBack = []string{"sys/devices/system", "sys/devices/virtual/net", "sys/class/net", platform}
 )
 
-// Source is what tables of mounts call the source of what [Cover] mounts.
-const Source = "usbns"
-
 // Covered returns what [Cover] covers where the kernel has it, as absolute paths
 // inside.
 func Covered() []string {

@@ -23,7 +23,7 @@ func newTmpfs() (int, error) {
 		return -1, fmt.Errorf("make a tmpfs: %w", err)
 	}
 	defer unix.Close(fs)
-	for key, value := range map[string]string{"source": Source, "mode": "0755", "size": "1m", "nr_inodes": "4096"} {
+	for key, value := range map[string]string{"source": "usbns", "mode": "0755", "size": "1m", "nr_inodes": "4096"} {
 		if err := unix.FsconfigSetString(fs, key, value); err != nil {
 			return -1, fmt.Errorf("make a tmpfs with %s=%s: %w", key, value, err)
 		}
