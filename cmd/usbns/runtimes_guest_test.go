@@ -24,6 +24,7 @@ import (
 	"github.com/usbns/usbns/doctor"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/runtimestest"
+	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/usbip"
 )
 
@@ -42,7 +43,7 @@ func installed(t *testing.T, args ...string) string {
 
 // exportDevices exports devices as 1-1, 1-2 and so on, each with a serial of its
 // own.
-func exportDevices(t *testing.T, kinds ...string) {
+func exportDevices(t *testing.T, kinds ...string) (devices []usb.Device) {
 	t.Helper()
 	exporter := &usbip.Exporter{}
 	for i, kind := range kinds {
@@ -52,6 +53,7 @@ func exportDevices(t *testing.T, kinds ...string) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { device.Close() })
+		devices = append(devices, device)
 		if err := exporter.Add(busid, device); err != nil {
 			t.Fatal(err)
 		}
@@ -67,6 +69,7 @@ func exportDevices(t *testing.T, kinds ...string) {
 		cancel()
 		<-served
 	})
+	return devices
 }
 
 func serialOf(busid string) string { return "SERIAL-OF-" + busid }

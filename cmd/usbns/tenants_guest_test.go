@@ -46,12 +46,13 @@ type sight struct {
 // TestGuestContainersOfRuntimes has containers of LXC, runc and crun beside each
 // other, made as docs/containers.md says, each with a device of another kind. Each
 // has the nodes and links of its own and no others, whatever their runtime
-// changes, and when the daemon is killed and the next one comes.
+// changes, and when the daemon is killed and the next one comes. The device that
+// went in between has left nothing.
 func TestGuestContainersOfRuntimes(t *testing.T) {
 	runtimestest.CheckLeaks(t)
 	const dir = "/run/usbns"
 	kill := startDaemonProcess(t, dir)
-	exportDevices(t, "disk", "audio", "signpad", "signpad")
+	devices := exportDevices(t, "disk", "audio", "signpad", "signpad")
 	documented(t, "Without a runtime", "")
 	documented(t, "A controller", "lxc", "--allow", "storage")
 	documented(t, "A controller", "runc")
@@ -69,26 +70,29 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	for _, n := range all {
 		n.seesOwn()
 		n.Update()
+		n.isPrivate()
 	}
 	kill(syscall.SIGKILL)
 	for _, n := range all {
 		n.opensOwn(all)
 	}
+	devices[1].Close() // runc's goes while no daemon is there
+	waitUntil(t, "the sound card is gone", func() bool {
+		_, err := os.Stat(runc.device.Path)
+		return errors.Is(err, fs.ErrNotExist)
+	})
 	startDaemonProcess(t, dir)
-	for _, n := range all {
+	runc.seesNone()
+	for _, n := range []*tenant{lxc, crun} {
 		n.seesOwn()
 		n.opensOwn(all)
 		n.usesOwn()
 	}
 	refuseForeignWriters(t, runc, crun)
-	for _, n := range all {
-		n.isPrivate()
-	}
 	if out, err := lxc.Run("usbip", "detach", "-p", "0"); err != nil {
 		t.Errorf("detach inside: %v\n%s", err, out)
 	}
 	lxc.seesNone()
-	runc.seesOwn()
 	crun.seesOwn()
 	for _, n := range all {
 		n.Stop()
@@ -320,5 +324,5 @@ func refuseForeignWriters(t *testing.T, owner, stranger *tenant) {
 		t.Errorf("opened and written by the owner: %v\n%s", err, out)
 	}
 	installed(t, "detach", "-i", owner.Name, "-p", "1")
-	owner.seesOwn()
+	owner.seesNone()
 }
