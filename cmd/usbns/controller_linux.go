@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -114,12 +115,15 @@ func newControllerDelete(dir *string) *cobra.Command {
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client := control.NewClient(*dir)
+			var failed []error
 			for _, ref := range args {
-				if err := client.Delete(cmd.Context(), ref); err != nil {
+				err := client.Delete(cmd.Context(), ref)
+				if _, down := errors.AsType[*control.DialError](err); down {
 					return err
 				}
+				failed = append(failed, err)
 			}
-			return nil
+			return errors.Join(failed...)
 		},
 	}
 }

@@ -26,8 +26,11 @@ func runDir() string {
 
 func newDaemon(dir *string) *cobra.Command {
 	return &cobra.Command{
-		Use:     "daemon",
-		Short:   "Hold controllers until interrupted",
+		Use:   "daemon",
+		Short: "Hold controllers until interrupted",
+		Long: "Hold controllers until interrupted, and serve in the run directory the sockets that other commands use and,\n" +
+			"as root, the control files of each controller. Controllers, and devices that are in the kernel, are there\n" +
+			"again with the next daemon. It logs to standard error, a line an event.",
 		Example: "  usbns daemon\n  usbns daemon --run \"$XDG_RUNTIME_DIR/usbns\"   # without root: no control files",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

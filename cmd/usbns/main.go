@@ -60,7 +60,7 @@ func run() int {
 	if status == exitUsage {
 		hint = " (see: " + cmd.CommandPath() + " --help)"
 	}
-	text := strings.NewReplacer("\n\nDid you mean this?\n\t", "; did you mean ", "\n\t", " or ", "\n", "").Replace(err.Error())
+	text := strings.NewReplacer("\n\nDid you mean this?\n\t", "; did you mean ", "\n\t", " or ", "\n", "; ").Replace(strings.TrimSpace(err.Error()))
 	fmt.Fprintf(os.Stderr, "usbns: error: %s%s\n", text, hint)
 	return status
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strconv"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -40,6 +42,9 @@ func newPort(dir *string) *cobra.Command {
 		used := []attached{}
 		for _, c := range list {
 			ports, err := client.Ports(cmd.Context(), strconv.Itoa(c.Index))
+			if all && errors.Is(err, syscall.ENOENT) {
+				continue // deleted meanwhile
+			}
 			if err != nil {
 				return err
 			}
