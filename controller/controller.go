@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -152,7 +153,14 @@ func (c *Controller) prepare(s *slot, p Plug) Plug {
 	p.Controller = c.index
 	judge, ready := p.Judge, p.Ready
 	p.Judge = func(d *usb.Descriptors) error {
-		if err := c.cfg.Policy.Judge(p.Speed, d, c.others(s)); err != nil {
+		var claims []policy.Claim
+		if k, ok := c.cfg.Driver.(Claimer); ok {
+			var err error
+			if claims, err = k.Claims(d); err != nil {
+				return fmt.Errorf("which drivers claim the device: %w", err)
+			}
+		}
+		if err := c.cfg.Policy.Judge(p.Speed, d, c.others(s), claims...); err != nil {
 			return err
 		}
 		if judge == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -25,6 +26,12 @@ type Driver interface {
 	// ErrNotRestored, wrapped, if that is not to be found beyond doubt, and then
 	// has let go of what it did find.
 	Restore(ctx context.Context, p Plug, saved []byte) (Attachment, error)
+}
+
+// A Claimer is a Driver whose devices reach a kernel. It tells which drivers claim
+// a device there by its numbers, for the controller's policy.
+type Claimer interface {
+	Claims(*usb.Descriptors) ([]policy.Claim, error)
 }
 
 // ErrNotRestored is wrapped by the error of a Restore that did not find its

@@ -28,6 +28,15 @@
 // A policy believes what the device says. It keeps a device from doing what
 // other devices do, not from lying about its vendor, product and serial number:
 // whoever allows 1234:5678 allows anyone who claims these numbers, as whatever
-// class. Nor does it find faults in the drivers of allowed classes: a vendor
-// class device is bound by whatever driver claims its numbers.
+// class. Nor does it find faults in the drivers of allowed classes.
+//
+// # Drivers that claim numbers
+//
+// Many of Linux's drivers claim a device by its numbers alone (USB_DEVICE of
+// include/linux/usb.h): what calls itself a smart card reader and has the numbers
+// of a network cable is a network interface, of the driver cdc_subset, seen on
+// 6.12. [Host.Claims] finds such drivers in what depmod has written of the
+// kernel's modules, and tells by where they are in the kernel's tree what they
+// make of a device. Drivers that are built in, that come from elsewhere, or that
+// were told of more numbers (new_id) are not found.
 package policy

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Host is where a machine tells what keyboards can do to it. The zero Host is
+// A Host is where a machine tells what devices can do to it. The zero Host is
 // this machine.
 type Host struct {
 	Proc    string // default: /proc
 	Console string // a virtual terminal's file; default: /dev/tty0, the one in front
+	Modules string // depmod's directory; default: /lib/modules/RELEASE of the kernel
 }
 
 // KeyboardSafe returns nil where an attached keyboard can do nothing to the

@@ -48,9 +48,17 @@ func (r *Refusal) Error() string {
 	return s
 }
 
+// A Claim is a driver of the kernel that takes a device by its numbers, whatever
+// class the device says it is of.
+type Claim struct {
+	Module string
+	Class  Class // what the driver makes of it
+}
+
 // Judge returns nil if a controller may take a device beside others that it has
-// already, and a [*Refusal] if not.
-func (p *Policy) Judge(speed usb.Speed, d *usb.Descriptors, others int) error {
+// already, and a [*Refusal] if not. Claims are of the kernel that the device
+// reaches, if it does.
+func (p *Policy) Judge(speed usb.Speed, d *usb.Descriptors, others int, claims ...Claim) error {
 	refuse := func(mend, format string, args ...any) error {
 		return &Refusal{d.Device().Vendor, d.Device().Product, fmt.Sprintf(format, args...), mend}
 	}
@@ -70,6 +78,11 @@ func (p *Policy) Judge(speed usb.Speed, d *usb.Descriptors, others int) error {
 	for _, f := range functions(d) {
 		for _, c := range (f.classes &^ allowed).List() {
 			return refuse(mend(c), "%s %s", c.is(), f.where)
+		}
+	}
+	for _, claim := range claims {
+		if !allowed.Has(claim.Class) {
+			return refuse(mend(claim.Class), "%s by its numbers, to the driver %s", claim.Class.is(), claim.Module)
 		}
 	}
 	return nil

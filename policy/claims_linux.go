@@ -1,0 +1,138 @@
+package policy
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/usb"
+)
+
+// kinds are where the kernel has the drivers of what a host acts on, below its
+// directory of modules.
+var kinds = map[string]Class{
+	"kernel/drivers/net/":             Network,
+	"kernel/drivers/isdn/":            Network,
+	"kernel/drivers/staging/":         Network, // those for USB are wireless adapters
+	"kernel/drivers/usb/atm/":         Network,
+	"kernel/drivers/bluetooth/":       Bluetooth,
+	"kernel/drivers/usb/storage/":     Storage,
+	"kernel/drivers/usb/image/":       Storage, // a scanner is a SCSI host
+	"kernel/drivers/misc/cardreader/": Storage,
+	"kernel/drivers/mmc/":             Storage,
+	"kernel/drivers/input/keyboard/":  Keyboard,
+	"kernel/drivers/input/misc/":      Keyboard,
+	"kernel/drivers/media/rc/":        Keyboard,
+	// Receivers of television come with remote controls.
+	"kernel/drivers/media/usb/au0828/":     Keyboard,
+	"kernel/drivers/media/usb/cx231xx/":    Keyboard,
+	"kernel/drivers/media/usb/dvb-usb/":    Keyboard,
+	"kernel/drivers/media/usb/dvb-usb-v2/": Keyboard,
+	"kernel/drivers/media/usb/em28xx/":     Keyboard,
+	"kernel/drivers/media/usb/siano/":      Keyboard,
+	"kernel/drivers/media/usb/ttusb-dec/":  Keyboard,
+}
+
+// Claims returns the drivers that claim a device by its numbers and make of it
+// what [Guarded] keeps out. It reads what depmod has written of the kernel's
+// modules, and finds nothing where that is not there.
+func (h Host) Claims(d *usb.Descriptors) ([]Claim, error) {
+	dir, err := h.modules()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[string]bool)
+	vendor := fmt.Sprintf("alias usb:v%04X", d.Device().Vendor)
+	aliases := aliasesOf(d)
+	err = eachLine(filepath.Join(dir, "modules.alias"), vendor, func(line string) {
+		if f := strings.Fields(line); len(f) == 3 && matches(f[1], aliases) {
+			names[f[2]] = true
+		}
+	})
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	var claims []Claim
+	err = eachLine(filepath.Join(dir, "modules.dep"), "", func(line string) {
+		file, _, _ := strings.Cut(line, ":")
+		name, _, _ := strings.Cut(path.Base(file), ".ko")
+		if name = strings.ReplaceAll(name, "-", "_"); !names[name] {
+			return
+		}
+		for dir, class := range kinds {
+			if strings.HasPrefix(file, dir) {
+				claims = append(claims, Claim{name, class})
+			}
+		}
+	})
+	return claims, err
+}
+
+func (h Host) modules() (string, error) {
+	if h.Modules != "" {
+		return h.Modules, nil
+	}
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", os.NewSyscallError("uname", err)
+	}
+	return filepath.Join("/lib/modules", unix.ByteSliceToString(name.Release[:])), nil
+}
+
+// aliasesOf is what the kernel calls each interface that a device may have, to
+// find its driver (scripts/mod/file2alias.c).
+func aliasesOf(d *usb.Descriptors) (list []string) {
+	dev := d.Device()
+	for _, c := range d.Configurations() {
+		for _, i := range c.Interfaces {
+			for _, a := range i.Alternates {
+				list = append(list, fmt.Sprintf("usb:v%04Xp%04Xd%04Xdc%02Xdsc%02Xdp%02Xic%02Xisc%02Xip%02Xin%02X",
+					dev.Vendor, dev.Product, uint16(dev.Version), dev.Class, dev.SubClass, dev.Protocol,
+					a.Class, a.SubClass, a.Protocol, i.Number))
+			}
+		}
+	}
+	return list
+}
+
+// matches takes a pattern that is not understood for one that fits.
+func matches(pattern string, aliases []string) bool {
+	for _, alias := range aliases {
+		if ok, err := path.Match(pattern, alias); ok || err != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// eachLine calls f with the lines of a file that begin with prefix. A file that
+// is not there has none.
+func eachLine(name, prefix string, f func(line string)) error {
+	file, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	lines.Buffer(nil, 1<<20) // the dependencies of a module are one line
+	for lines.Scan() {
+		if bytes.HasPrefix(lines.Bytes(), []byte(prefix)) {
+			f(lines.Text())
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
