@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,7 @@ var kinds = map[string]Class{
 	"kernel/drivers/usb/image/":       Storage, // a scanner is a SCSI host
 	"kernel/drivers/misc/cardreader/": Storage,
 	"kernel/drivers/mmc/":             Storage,
+	"kernel/drivers/hid/":             Keyboard,
 	"kernel/drivers/input/keyboard/":  Keyboard,
 	"kernel/drivers/input/misc/":      Keyboard,
 	"kernel/drivers/media/rc/":        Keyboard,
@@ -41,6 +43,10 @@ var kinds = map[string]Class{
 	"kernel/drivers/media/usb/ttusb-dec/":  Keyboard,
 }
 
+// keyless are the drivers of HID devices that make no keys of anything: those of
+// tablets and of game controllers.
+var keyless = map[string]bool{"wacom": true, "hid_playstation": true, "hid_nintendo": true}
+
 // Claims returns the drivers that claim a device by its numbers and make of it
 // what [Guarded] keeps out. It reads what depmod has written of the kernel's
 // modules, and finds nothing where that is not there.
@@ -50,10 +56,14 @@ func (h Host) Claims(d *usb.Descriptors) ([]Claim, error) {
 		return nil, err
 	}
 	names := make(map[string]bool)
-	vendor := fmt.Sprintf("alias usb:v%04X", d.Device().Vendor)
 	aliases := aliasesOf(d)
-	err = eachLine(filepath.Join(dir, "modules.alias"), vendor, func(line string) {
-		if f := strings.Fields(line); len(f) == 3 && matches(f[1], aliases) {
+	ofVendor := fmt.Appendf(nil, "alias usb:v%04X", d.Device().Vendor)
+	ofVendorHID := fmt.Appendf(nil, "v%08Xp", d.Device().Vendor)
+	err = eachLine(filepath.Join(dir, "modules.alias"), func(line []byte) {
+		if !bytes.HasPrefix(line, ofVendor) && !bytes.Contains(line, ofVendorHID) {
+			return
+		}
+		if f := strings.Fields(string(line)); len(f) == 3 && matches(f[1], aliases) {
 			names[f[2]] = true
 		}
 	})
@@ -61,10 +71,11 @@ func (h Host) Claims(d *usb.Descriptors) ([]Claim, error) {
 		return nil, err
 	}
 	var claims []Claim
-	err = eachLine(filepath.Join(dir, "modules.dep"), "", func(line string) {
-		file, _, _ := strings.Cut(line, ":")
+	err = eachLine(filepath.Join(dir, "modules.dep"), func(line []byte) {
+		before, _, _ := bytes.Cut(line, []byte(":"))
+		file := string(before)
 		name, _, _ := strings.Cut(path.Base(file), ".ko")
-		if name = strings.ReplaceAll(name, "-", "_"); !names[name] {
+		if name = strings.ReplaceAll(name, "-", "_"); !names[name] || keyless[name] {
 			return
 		}
 		for dir, class := range kinds {
@@ -87,6 +98,10 @@ func (h Host) modules() (string, error) {
 	return filepath.Join("/lib/modules", unix.ByteSliceToString(name.Release[:])), nil
 }
 
+// hidGroups are those that the kernel may find a USB device to be of: generic,
+// touch screens, sensors, RMI, Wacom, Vivaldi (HID_GROUP_* of include/linux/hid.h).
+var hidGroups = []int{1, 2, 3, 4, 0x100, 0x101, 0x105}
+
 // aliasesOf is what the kernel calls each interface that a device may have, to
 // find its driver (scripts/mod/file2alias.c).
 func aliasesOf(d *usb.Descriptors) (list []string) {
@@ -95,12 +110,19 @@ func aliasesOf(d *usb.Descriptors) (list []string) {
 		for _, i := range c.Interfaces {
 			for _, a := range i.Alternates {
 				list = append(list, fmt.Sprintf("usb:v%04Xp%04Xd%04Xdc%02Xdsc%02Xdp%02Xic%02Xisc%02Xip%02Xin%02X",
-					dev.Vendor, dev.Product, uint16(dev.Version), dev.Class, dev.SubClass, dev.Protocol,
+					dev.Vendor, dev.Product, dev.Version, dev.Class, dev.SubClass, dev.Protocol,
 					a.Class, a.SubClass, a.Protocol, i.Number))
+				if a.Class != classHID {
+					continue
+				}
+				for _, group := range hidGroups {
+					list = append(list, fmt.Sprintf("hid:b0003g%04Xv%08Xp%08X", group, dev.Vendor, dev.Product))
+				}
 			}
 		}
 	}
-	return list
+	slices.Sort(list)
+	return slices.Compact(list) // thousands of settings may be of a few classes
 }
 
 // matches takes a pattern that is not understood for one that fits.
@@ -113,9 +135,8 @@ func matches(pattern string, aliases []string) bool {
 	return false
 }
 
-// eachLine calls f with the lines of a file that begin with prefix. A file that
-// is not there has none.
-func eachLine(name, prefix string, f func(line string)) error {
+// eachLine calls f with the lines of a file. One that is not there has none.
+func eachLine(name string, f func(line []byte)) error {
 	file, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -127,9 +148,7 @@ func eachLine(name, prefix string, f func(line string)) error {
 	lines := bufio.NewScanner(file)
 	lines.Buffer(nil, 1<<20) // the dependencies of a module are one line
 	for lines.Scan() {
-		if bytes.HasPrefix(lines.Bytes(), []byte(prefix)) {
-			f(lines.Text())
-		}
+		f(lines.Bytes())
 	}
 	if err := lines.Err(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)

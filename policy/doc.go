@@ -21,7 +21,10 @@
 // dangerous keys of (drivers/hid/hid-input.c), a digitizer's or a mouse's for
 // instance. Consumer control and system control count as keyboards, for they
 // turn machines off. For the proof to hold, the kernel must be served the very
-// report descriptor that was judged, as usb.Descriptors.Answer does.
+// report descriptor that was judged, as usb.Descriptors.Answer does, and its
+// driver must be the generic one. hid-asus makes KEY_SLEEP of a vendor's usage
+// that is nothing otherwise; so most drivers that claim a HID device by its
+// numbers count as well, see below.
 //
 // # What it is not
 //
