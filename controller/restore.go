@@ -70,6 +70,12 @@ func (t *Table) Restore(index int, cfg Config) (*Controller, error) {
 	}
 	heap.Remove(&t.free, slices.Index(t.free, index))
 	c := t.make(index, cfg)
+	if cfg.Exclusive != nil {
+		if err := cfg.Exclusive.Keep(index, cfg.Kernel); err != nil {
+			heap.Push(&t.free, index)
+			return fail(syscall.EEXIST, err)
+		}
+	}
 	t.list[index] = c
 	t.count++
 	t.name(c)

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"container/heap"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ type Config struct {
 	// controller needs no name.
 	Name string
 	// HubPorts is the number of ports of each half, at most vhci.MaxHubPorts.
-	// Default: DefaultHubPorts.
+	// Default: DefaultHubPorts. An exclusive controller has those of the kernel's.
 	HubPorts int
 	// Driver is needed.
 	Driver Driver
@@ -34,6 +35,11 @@ type Config struct {
 	UID, GID uint32
 	// Policy judges what is attached. The zero Policy takes nothing.
 	Policy policy.Policy
+	// Exclusive, if not nil, makes the controller exclusive: as long as it exists it
+	// has one of the kernel's host controllers alone. It is the Driver's.
+	Exclusive Reserver
+	// Kernel is the N of that vhci_hcd.N. Create chooses it.
+	Kernel int
 }
 
 // A Table has the controllers of a machine. All methods are safe for concurrent
@@ -69,9 +75,6 @@ type Table struct {
 // Create makes count controllers at the lowest free indexes, all or none. A
 // name is for one only. Errors are of type [*Error].
 func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
-	if cfg.HubPorts == 0 {
-		cfg.HubPorts = DefaultHubPorts
-	}
 	fail := func(errno syscall.Errno, err error) ([]*Controller, error) {
 		name := "controllers"
 		if cfg.Name != "" {
@@ -79,6 +82,10 @@ func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
 		}
 		return nil, &Error{Op: "create", Controller: name, Port: -1, Errno: errno, Err: err}
 	}
+	if cfg.Exclusive != nil && cfg.HubPorts != 0 {
+		return fail(syscall.EINVAL, errors.New("an exclusive controller has as many ports as the kernel's"))
+	}
+	cfg.HubPorts = cmp.Or(cfg.HubPorts, DefaultHubPorts)
 	if err := cfg.check(count); err != nil {
 		return fail(syscall.EINVAL, err)
 	}
@@ -104,7 +111,8 @@ func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
 	return made, nil
 }
 
-// take makes controllers that nobody finds yet but by their name.
+// take makes controllers that nobody finds yet but by their name. What is
+// reserved for them stands before that.
 func (t *Table) take(cfg Config, count int) ([]*Controller, syscall.Errno, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,6 +127,12 @@ func (t *Table) take(cfg Config, count int) ([]*Controller, syscall.Errno, error
 		made[i] = t.make(t.takeIndex(), cfg)
 	}
 	t.count += count
+	for _, c := range made {
+		if err := c.reserveKernel(); err != nil {
+			t.putBack(made)
+			return nil, attachErrno(err), err
+		}
+	}
 	t.name(made[0])
 	return made, 0, nil
 }
@@ -147,7 +161,14 @@ func (t *Table) giveBack(made []*Controller) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.byName, made[0].cfg.Name)
+	t.putBack(made)
+}
+
+// putBack makes indexes free again, and what was reserved. It is called with mu
+// held.
+func (t *Table) putBack(made []*Controller) {
 	for _, c := range made {
+		c.releaseKernel()
 		heap.Push(&t.free, c.index)
 	}
 	t.count -= len(made)
@@ -255,8 +276,7 @@ func (t *Table) Delete(index int) error {
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.count--
-	heap.Push(&t.free, index)
+	t.putBack([]*Controller{c})
 	return nil
 }
 

@@ -244,7 +244,7 @@ func (d *Driver) attachSocket(p controller.Plug, s syscall.Conn) (*lease, error)
 	}
 	taken := make(map[int]bool) // by others, while we looked
 	for {
-		l, err := d.take(p.Speed, taken)
+		l, err := d.take(p, taken)
 		if err != nil {
 			return nil, err
 		}

@@ -57,19 +57,19 @@ func (x *Direct) Attach(ctx context.Context, p controller.Plug) (controller.Atta
 // Restore implements controller.Driver. There is never anything to restore: the
 // connection, which is needed to end the device, ended with the process. The
 // device is detached if it is still there.
-func (x *Direct) Restore(_ context.Context, _ controller.Plug, text []byte) (controller.Attachment, error) {
-	if err := x.d.detachOld(text); err != nil {
+func (x *Direct) Restore(_ context.Context, p controller.Plug, text []byte) (controller.Attachment, error) {
+	if err := x.d.detachOld(p, text); err != nil {
 		return nil, fmt.Errorf("%w: %w", controller.ErrNotRestored, err)
 	}
 	return nil, fmt.Errorf("%w: a device that the kernel has directly ends with who gave it", controller.ErrNotRestored)
 }
 
-func (d *Driver) detachOld(text []byte) error {
+func (d *Driver) detachOld(p controller.Plug, text []byte) error {
 	var s saved
 	if err := json.Unmarshal(text, &s); err != nil {
 		return err
 	}
-	dev, l, err := d.find(s.Identity)
+	dev, l, err := d.find(p, s.Identity)
 	if err != nil {
 		return err
 	}

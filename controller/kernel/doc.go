@@ -4,8 +4,13 @@
 // leases a port of the real vhci_hcd for each, so that all of Linux's drivers
 // work on them.
 //
-// All controllers share the kernel's ports. Which one a device got shows in its
+// Controllers share the kernel's ports. Which one a device got shows in its
 // place in sysfs and nowhere else.
+//
+// An exclusive controller shares nothing: [Driver.Reserve] gives it one of the
+// kernel's controllers whole, both hubs, from its creation to its deletion. There
+// are as many of these as the kernel was built with, 8 on Debian. Devices are
+// checked and held back there as anywhere.
 //
 // # Checked devices
 //

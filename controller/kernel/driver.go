@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -53,9 +54,10 @@ type Driver struct {
 	closed  chan struct{}
 	leaving sync.WaitGroup // goroutines that hold a lease
 
-	mu     sync.Mutex
-	ports  *vhci.Driver // nil until it is needed
-	leased map[int]bool // by port
+	mu       sync.Mutex
+	ports    *vhci.Driver // nil until it is needed
+	leased   map[int]int  // by port, the index of the controller
+	reserved map[int]int  // by the kernel's controller, the index of the one that has it
 }
 
 // New returns a driver that touches the kernel with the first attach or restore,
@@ -65,7 +67,7 @@ func New(opts Options) *Driver {
 	opts.KernelTimeout = cmp.Or(opts.KernelTimeout, DefaultKernelTimeout)
 	return &Driver{
 		opts: opts, changed: newNotifier(), closed: make(chan struct{}),
-		workers: newWorkers(opts.Dir), leased: make(map[int]bool),
+		workers: newWorkers(opts.Dir), leased: make(map[int]int), reserved: make(map[int]int),
 	}
 }
 
@@ -129,10 +131,17 @@ func unauthorized(ports *vhci.Driver, controller int) ([2]vhci.RootHub, error) {
 
 // A NoPortError says that no port of the kernel is left for a device. It
 // unwraps to ENOSPC.
-type NoPortError struct{ Speed usb.Speed }
+type NoPortError struct {
+	Speed    usb.Speed
+	Reserved int // of the kernel's controllers, for others
+}
 
 func (e *NoPortError) Error() string {
-	return fmt.Sprintf("no free kernel port for a device of %v speed (detach something, or create the controller with --driver user)", e.Speed)
+	reserved := ""
+	if e.Reserved > 0 {
+		reserved = fmt.Sprintf(" beside %d exclusive controllers", e.Reserved)
+	}
+	return fmt.Sprintf("no free kernel port for a device of %v speed%s (detach something, or create the controller with --driver user)", e.Speed, reserved)
 }
 
 // Unwrap returns ENOSPC: EBUSY is of a port that can be seen in use.
@@ -147,8 +156,8 @@ type lease struct {
 	released func() // of the plug, once the device can be ready
 }
 
-// take leases a port for a device of speed s. Those in skip are not tried.
-func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
+// take leases a port for a device. Those in skip are not tried.
+func (d *Driver) take(plug controller.Plug, skip map[int]bool) (*lease, error) {
 	ports, err := d.open()
 	if err != nil {
 		return nil, err
@@ -156,12 +165,16 @@ func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for k := range ports.Geometry().Controllers {
+		if !d.mayLease(plug.Controller, k) {
+			continue
+		}
 		list, err := ports.Ports(k)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range list {
-			if !p.Free() || p.Hub != vhci.HubFor(s) || d.leased[p.Number] || skip[p.Number] {
+			_, leased := d.leased[p.Number]
+			if !p.Free() || p.Hub != vhci.HubFor(plug.Speed) || leased || skip[p.Number] {
 				continue
 			}
 			l, err := d.lease(p.Number)
@@ -171,11 +184,15 @@ func (d *Driver) take(s usb.Speed, skip map[int]bool) (*lease, error) {
 			if _, err := os.Lstat(l.path); err == nil {
 				continue // somebody else's device is on its way out
 			}
-			d.leased[l.port] = true
+			d.leased[l.port] = plug.Controller
 			return l, nil
 		}
 	}
-	return nil, &NoPortError{s}
+	none := &NoPortError{Speed: plug.Speed}
+	if _, exclusive := d.reservedFor(plug.Controller); !exclusive {
+		none.Reserved = len(d.reserved)
+	}
+	return nil, none
 }
 
 // lease finds the place of a port. The numbers of buses change when a controller
@@ -186,8 +203,13 @@ func (d *Driver) lease(port int) (*lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	hub := hubs[place.Hub]
-	return &lease{d: d, port: port, path: filepath.Join(hub.Path(), hub.BusID(place.Index))}, nil
+	return &lease{d: d, port: port, path: devicePath(hubs, place)}, nil
+}
+
+// devicePath is where in sysfs a device on a port is.
+func devicePath(hubs [2]vhci.RootHub, p vhci.Place) string {
+	hub := hubs[p.Hub]
+	return filepath.Join(hub.Path(), hub.BusID(p.Index))
 }
 
 // status reads the port.

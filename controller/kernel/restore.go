@@ -20,8 +20,8 @@ var (
 )
 
 // find opens the device of an identity, and leases its port. Nothing that is not
-// exactly that is found.
-func (d *Driver) find(id identity) (*vhci.Device, *lease, error) {
+// exactly that is found, nor is it where the controller may not have it.
+func (d *Driver) find(p controller.Plug, id identity) (*vhci.Device, *lease, error) {
 	ports, err := d.open()
 	if err != nil {
 		return nil, nil, err
@@ -36,16 +36,20 @@ func (d *Driver) find(id identity) (*vhci.Device, *lease, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.leased[id.Port] {
+	if _, ok := d.leased[id.Port]; ok {
 		dev.Close()
 		return nil, nil, errors.New("it has been restored already")
+	}
+	if place, _ := ports.Geometry().Place(id.Port); !d.mayLease(p.Controller, place.Controller) {
+		dev.Close()
+		return nil, nil, fmt.Errorf("controller %d has no devices on the kernel's vhci_hcd.%d", p.Controller, place.Controller)
 	}
 	l, err := d.lease(id.Port)
 	if err != nil {
 		dev.Close()
 		return nil, nil, err
 	}
-	d.leased[id.Port] = true
+	d.leased[id.Port] = p.Controller
 	return dev, l, nil
 }
 
@@ -95,7 +99,7 @@ func (d *Driver) restore(ctx context.Context, p controller.Plug, text []byte) (_
 	if a.desc, err = usb.NewDescriptors(s.Raw); err != nil {
 		return nil, err
 	}
-	if a.dev, a.l, err = d.find(s.Identity); err != nil {
+	if a.dev, a.l, err = d.find(p, s.Identity); err != nil {
 		return nil, err
 	}
 	a.l.released = p.Released

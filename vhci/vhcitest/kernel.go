@@ -146,6 +146,9 @@ func (k *Kernel) Stop(controller int) {
 	defer k.mu.Unlock()
 	k.stopped[controller] = true
 	k.check(os.Remove(k.path(controllerDir(controller) + "/driver")))
+	for _, hub := range []vhci.Hub{vhci.HubHigh, vhci.HubSuper} {
+		k.check(os.RemoveAll(k.path(busDir(controller, hub))))
+	}
 	k.putStatus(controller)
 }
 
