@@ -27,8 +27,10 @@ type Create struct {
 	Name     string `json:"name,omitempty"`  // for one only
 	Driver   string `json:"driver"`
 	HubPorts int    `json:"hub_ports,omitempty"` // 0 is the default
-	UID      uint32 `json:"uid"`
-	GID      uint32 `json:"gid"`
+	// Exclusive asks for a whole controller of the kernel.
+	Exclusive bool   `json:"exclusive,omitempty"`
+	UID       uint32 `json:"uid"`
+	GID       uint32 `json:"gid"`
 
 	// Rules of the policy, added to the driver's default. MaxSpeed is a word of
 	// policy.ParseSpeed.
@@ -46,6 +48,9 @@ type Controller struct {
 	HubPorts int    `json:"hub_ports"`
 	UID      uint32 `json:"uid"`
 	GID      uint32 `json:"gid"`
+	// Exclusive is the kernel's controller that it has alone, vhci_hcd.N, if it is
+	// exclusive.
+	Exclusive string `json:"exclusive,omitempty"`
 
 	Policy policy.Policy `json:"policy"`
 }

@@ -150,8 +150,8 @@ func openBackend(dir string) (*backend, error) {
 	inKernel := kernel.New(kernel.Options{Dir: workers})
 	return &backend{map[string]server.Driver{
 		"user":          {Driver: &controller.User{}},
-		"kernel":        {Driver: inKernel, Kernel: true},
-		"kernel-direct": {Driver: inKernel.Direct(), Kernel: true},
+		"kernel":        {Driver: inKernel, Kernel: true, Exclusive: inKernel},
+		"kernel-direct": {Driver: inKernel.Direct(), Kernel: true, Exclusive: inKernel},
 	}, inKernel.Sweep, inKernel.Close}, nil
 }
 
@@ -177,14 +177,10 @@ func restore(ctx context.Context, s *server.Server, disk *state, boxes *containe
 	}
 	made := make([]*controller.Controller, len(list))
 	for i, one := range list {
-		driver, ok := s.Drivers[one.Driver]
-		if !ok {
-			return fmt.Errorf("state in %s cannot be used: no driver %q here", disk.path(one.Index), one.Driver)
+		cfg, err := one.config(s.Drivers)
+		if err == nil {
+			made[i], err = s.Table.Restore(one.Index, cfg)
 		}
-		made[i], err = s.Table.Restore(one.Index, controller.Config{
-			Name: one.Name, HubPorts: one.HubPorts, Driver: driver.Driver,
-			UID: one.UID, GID: one.GID, Policy: one.Policy,
-		})
 		if err != nil {
 			return fmt.Errorf("state in %s cannot be used: %w", disk.path(one.Index), err)
 		}

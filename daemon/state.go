@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/policy"
 )
@@ -35,17 +36,37 @@ const (
 
 // saved is what a file holds.
 type saved struct {
-	Version  int                    `json:"version"`
-	Index    int                    `json:"index"`
-	Name     string                 `json:"name,omitempty"`
-	Driver   string                 `json:"driver"`
-	HubPorts int                    `json:"hub_ports"`
-	UID      uint32                 `json:"uid"`
-	GID      uint32                 `json:"gid"`
-	Policy   policy.Policy          `json:"policy"`
-	Ports    []controller.SavedPort `json:"ports,omitempty"`
+	Version  int           `json:"version"`
+	Index    int           `json:"index"`
+	Name     string        `json:"name,omitempty"`
+	Driver   string        `json:"driver"`
+	HubPorts int           `json:"hub_ports"`
+	UID      uint32        `json:"uid"`
+	GID      uint32        `json:"gid"`
+	Policy   policy.Policy `json:"policy"`
+	// Exclusive is which of the kernel's controllers it has, nil if it shares.
+	Exclusive *int                   `json:"exclusive,omitempty"`
+	Ports     []controller.SavedPort `json:"ports,omitempty"`
 
 	Container *owner `json:"container,omitempty"`
+}
+
+// config is the reverse of save.
+func (one *saved) config(drivers map[string]server.Driver) (controller.Config, error) {
+	driver, ok := drivers[one.Driver]
+	if !ok {
+		return controller.Config{}, fmt.Errorf("no driver %q here", one.Driver)
+	}
+	cfg := controller.Config{
+		Name: one.Name, HubPorts: one.HubPorts, Driver: driver.Driver, UID: one.UID, GID: one.GID, Policy: one.Policy,
+	}
+	if one.Exclusive != nil {
+		if driver.Exclusive == nil {
+			return cfg, fmt.Errorf("driver %q has no exclusive controllers", one.Driver)
+		}
+		cfg.Exclusive, cfg.Kernel = driver.Exclusive, *one.Exclusive
+	}
+	return cfg, nil
 }
 
 func (s *state) path(index int) string {
@@ -60,9 +81,13 @@ func (s *state) save(c *controller.Controller) error {
 	if s.container != nil {
 		in = s.container(c)
 	}
+	var exclusive *int
+	if cfg.Exclusive != nil {
+		exclusive = &cfg.Kernel
+	}
 	b, err := json.Marshal(saved{
-		Container: in,
-		Version:   stateVersion, Index: c.Index(), Name: cfg.Name, Driver: s.driver(cfg.Driver),
+		Container: in, Exclusive: exclusive,
+		Version: stateVersion, Index: c.Index(), Name: cfg.Name, Driver: s.driver(cfg.Driver),
 		HubPorts: cfg.HubPorts, UID: cfg.UID, GID: cfg.GID, Policy: cfg.Policy, Ports: c.Saved(),
 	})
 	if err != nil {

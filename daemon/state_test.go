@@ -5,21 +5,25 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
+	"github.com/usbns/usbns/vhci/vhcitest"
 )
 
 // A keeper is a driver whose attachment, of whatever it was saved with, is always
@@ -161,6 +165,50 @@ func TestStateOfAContainerThatIsGone(t *testing.T) {
 	}
 }
 
+// What an exclusive controller has is the same in the next daemon, and free when
+// it is deleted.
+func TestExclusiveOutlivesTheDaemon(t *testing.T) {
+	machine := vhcitest.New(t, 2, 3)
+	dir := t.TempDir()
+	daemon := func() (*server.Server, *controller.Config) {
+		k := kernel.New(kernel.Options{Sysfs: machine.Sysfs()})
+		t.Cleanup(func() { must.OK(t, k.Close()) })
+		s := &server.Server{Drivers: map[string]server.Driver{"kernel": {Driver: k, Kernel: true, Exclusive: k}}}
+		disk := &state{dir: dir, driver: s.DriverName}
+		log := slog.New(slog.DiscardHandler)
+		s.Table = newTable(disk, log, log)
+		must.OK(t, restore(t.Context(), s, disk, nil, log))
+		return s, &controller.Config{Driver: k, Exclusive: k}
+	}
+	exclusive := func(s *server.Server, cfg *controller.Config, name string) (int, error) {
+		cfg.Name = name
+		made, err := s.Table.Create(*cfg, 1)
+		if err != nil {
+			return -1, err
+		}
+		return made[0].Config().Kernel, nil
+	}
+	first, cfg := daemon()
+	if k, err := exclusive(first, cfg, "alice"); k != 1 || err != nil {
+		t.Fatalf("alice has %d, %v", k, err)
+	}
+	second, cfg := daemon()
+	if alice := second.Table.ByName("alice").Config(); alice.Exclusive == nil || alice.Kernel != 1 || alice.HubPorts != 3 {
+		t.Errorf("alice has %d with %d ports", alice.Kernel, alice.HubPorts)
+	}
+	if k, err := exclusive(second, cfg, "bob"); k != 0 || err != nil {
+		t.Errorf("bob has %d, %v", k, err)
+	}
+	if k, err := exclusive(second, cfg, "carol"); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("carol has %d, %v", k, err)
+	}
+	must.OK(t, second.Table.Delete(0))
+	third, cfg := daemon()
+	if k, err := exclusive(third, cfg, "carol"); k != 1 || err != nil {
+		t.Errorf("carol has %d, %v", k, err)
+	}
+}
+
 func TestBadState(t *testing.T) {
 	const good = `{"version":1,"index":3,"driver":"user","hub_ports":8,"uid":0,"gid":0,"policy":{"classes":"all"}}`
 	for _, tt := range []struct{ name, file, text, want string }{
@@ -172,6 +220,7 @@ func TestBadState(t *testing.T) {
 		{"unknown class", "3.json", strings.Replace(good, `"all"`, `"disks"`, 1), "disks"},
 		{"unknown driver", "3.json", strings.Replace(good, `"user"`, `"magic"`, 1), `no driver "magic"`},
 		{"of another controller", "4.json", good, "of controller 3"},
+		{"exclusive of nothing", "3.json", strings.Replace(good, `"uid"`, `"exclusive":1,"uid"`, 1), "no exclusive controllers"},
 		{"bad name", "3.json", strings.Replace(good, `"driver"`, `"name":"../x","driver"`, 1), "name"},
 		{"no ports", "3.json", strings.Replace(good, `:8`, `:0`, 1), "ports"},
 		{"huge", "3.json", good + strings.Repeat(" ", maxStateBytes), "longer"},

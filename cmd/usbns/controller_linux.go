@@ -33,6 +33,7 @@ func newControllerCreate(dir *string) *cobra.Command {
 		Example: "  usbns controller create alice\n" +
 			"  usbns controller create --count 100 --ports 2 --owner 1000:1000\n" +
 			"  usbns controller create --driver kernel --allow storage --max-devices 2 bob\n" +
+			"  usbns controller create --exclusive dave\n" +
 			"  usbns controller create --deny all --allow 0483:5740 carol",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -44,6 +45,9 @@ func newControllerCreate(dir *string) *cobra.Command {
 			}
 			if r.Count < 1 {
 				return usageError{fmt.Errorf("--count %d: want 1 or more", r.Count)}
+			}
+			if r.Driver, err = exclusiveDriver(cmd, r); err != nil {
+				return err
 			}
 			if direct {
 				r.Driver += "-direct" // there is only the kernel's
@@ -61,13 +65,27 @@ func newControllerCreate(dir *string) *cobra.Command {
 	cmd.Flags().IntVar(&r.Count, "count", 1, "how many to make")
 	cmd.Flags().StringVar(&r.Driver, "driver", "user", "what stands behind the ports: user keeps devices in user space, kernel gives them to this machine's kernel")
 	cmd.Flags().BoolVar(&direct, "direct", false, "hand connections to the kernel unchecked, for exporters you trust (with driver kernel)")
+	cmd.Flags().BoolVar(&r.Exclusive, "exclusive", false, "take a whole controller of the kernel, which has few (with driver kernel)")
 	cmd.Flags().IntVar(&r.HubPorts, "ports", 0, "ports of each speed half, 1 to 15 (default 8)")
 	cmd.Flags().StringSliceVar(&r.Allow, "allow", nil, "classes and devices to take beside those of the driver's default")
 	cmd.Flags().StringSliceVar(&r.Deny, "deny", nil, "classes and devices not to take; what is allowed as well is taken")
 	cmd.Flags().IntVar(&r.MaxDevices, "max-devices", 0, "devices at the same time (default: as many as there are ports)")
 	cmd.Flags().StringVar(&r.MaxSpeed, "max-speed", "", "highest speed: low, full, high, super or super-plus (default: any)")
 	cmd.Flags().StringVar(&owner, "owner", "0:0", "owner, as UID:GID")
+	cmd.MarkFlagsMutuallyExclusive("exclusive", "ports")
 	return cmd
+}
+
+// exclusiveDriver is the driver that is asked for; that of an exclusive
+// controller goes without saying.
+func exclusiveDriver(cmd *cobra.Command, r control.Create) (string, error) {
+	switch {
+	case !r.Exclusive || r.Driver == "kernel":
+		return r.Driver, nil
+	case cmd.Flags().Changed("driver"):
+		return "", usageError{fmt.Errorf("--exclusive takes one of the kernel's controllers, which driver %s has no use for (leave --driver out, or say kernel)", r.Driver)}
+	}
+	return "kernel", nil
 }
 
 func parseOwner(s string) (uid, gid uint32, err error) {
@@ -96,9 +114,9 @@ func newControllerList(dir *string) *cobra.Command {
 				return writeJSON(cmd.OutOrStdout(), list)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "INDEX\tNAME\tDRIVER\tPORTS\tOWNER")
+			fmt.Fprintln(w, "INDEX\tNAME\tDRIVER\tPORTS\tOWNER\tEXCLUSIVE")
 			for _, c := range list {
-				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d:%d\n", c.Index, or(c.Name, "-"), c.Driver, 2*c.HubPorts, c.UID, c.GID)
+				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d:%d\t%s\n", c.Index, or(c.Name, "-"), c.Driver, 2*c.HubPorts, c.UID, c.GID, or(c.Exclusive, "-"))
 			}
 			return w.Flush()
 		},

@@ -37,18 +37,22 @@ type runOptions struct {
 func newRun(dir *string) *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use:   "run (-i CONTROLLER | --new) [FLAGS] -- COMMAND [ARG...]",
+		Use:   "run (-i CONTROLLER | --new | --exclusive) [FLAGS] -- COMMAND [ARG...]",
 		Short: "Run a command with a controller of its own",
 		Long: "Run a command in namespaces of its own, where a controller is vhci_hcd.0 and the devices that are attached\n" +
 			"to it are the only USB devices. Its files are those of this machine. When the command ends its devices are\n" +
 			"detached, and the exit status is the command's.\n\n" +
 			"Without --userns root in the container is root of this machine's files.",
-		Example: "  usbns run --new --driver kernel -- sh\n  usbns run -i alice --userns -- lsusb",
+		Example: "  usbns run --new --driver kernel -- sh\n  usbns run --exclusive -- sh\n  usbns run -i alice --userns -- lsusb",
 
 		DisableFlagsInUseLine: true,
 		Args:                  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.dir = *dir
+			o.isNew = o.isNew || o.create.Exclusive
+			if _, err := exclusiveDriver(cmd, o.create); err != nil {
+				return err
+			}
 			status, err := o.run(context.WithoutCancel(cmd.Context()), args)
 			if err != nil {
 				return err
@@ -61,11 +65,13 @@ func newRun(dir *string) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&o.ref, "controller", "i", "", "controller, by index or name")
 	cmd.Flags().BoolVar(&o.isNew, "new", false, "make a controller, and delete it afterwards")
+	cmd.Flags().BoolVar(&o.create.Exclusive, "exclusive", false, "make one that takes a whole controller of the kernel, which has few")
 	cmd.Flags().StringVar(&o.create.Driver, "driver", "kernel", "what stands behind a new controller: user or kernel")
 	cmd.Flags().StringSliceVar(&o.create.Allow, "allow", nil, "classes and devices for a new controller to take beside those of the default")
 	cmd.Flags().BoolVar(&o.userNS, "userns", false, "run in a user namespace of its own, too")
-	cmd.MarkFlagsOneRequired("controller", "new")
+	cmd.MarkFlagsOneRequired("controller", "new", "exclusive")
 	cmd.MarkFlagsMutuallyExclusive("controller", "new")
+	cmd.MarkFlagsMutuallyExclusive("controller", "exclusive")
 	cmd.MarkFlagsMutuallyExclusive("controller", "driver")
 	cmd.MarkFlagsMutuallyExclusive("controller", "allow")
 	cmd.Flags().SetInterspersed(false) // flags behind COMMAND are its own

@@ -39,13 +39,23 @@ func (s *Server) create(r *http.Request) (any, error) {
 			Errno:   syscall.EINVAL,
 		}
 	}
+	if req.Exclusive && driver.Exclusive == nil {
+		return nil, &control.Error{
+			Message: fmt.Sprintf("create: an exclusive controller has one of the kernel's, so its driver is kernel, not %s", req.Driver),
+			Errno:   syscall.EINVAL,
+		}
+	}
 	rules, err := s.policy(req, driver.Kernel)
 	if err != nil {
 		return nil, &control.Error{Message: "create: " + err.Error(), Errno: syscall.EINVAL}
 	}
-	made, err := s.Table.Create(controller.Config{
+	cfg := controller.Config{
 		Name: req.Name, HubPorts: req.HubPorts, Driver: driver.Driver, UID: req.UID, GID: req.GID, Policy: rules,
-	}, max(req.Count, 1))
+	}
+	if req.Exclusive {
+		cfg.Exclusive = driver.Exclusive
+	}
+	made, err := s.Table.Create(cfg, max(req.Count, 1))
 	if err != nil {
 		return nil, err
 	}
@@ -135,10 +145,14 @@ func (s *Server) find(ref string) (*controller.Controller, error) {
 
 func (s *Server) describe(c *controller.Controller) control.Controller {
 	config := c.Config()
-	return control.Controller{
+	d := control.Controller{
 		Index: c.Index(), Name: config.Name, Driver: s.DriverName(config.Driver),
 		HubPorts: config.HubPorts, UID: config.UID, GID: config.GID, Policy: config.Policy,
 	}
+	if config.Exclusive != nil {
+		d.Exclusive = fmt.Sprintf("vhci_hcd.%d", config.Kernel)
+	}
+	return d
 }
 
 // DriverName returns the name of one of the drivers, "" if it is none of them.

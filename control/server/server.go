@@ -41,6 +41,8 @@ type Driver struct {
 	// Kernel says that its devices reach the kernel of this machine: policies
 	// begin with policy.Guarded, others with policy.Open.
 	Kernel bool
+	// Exclusive makes exclusive controllers, nil if there are none of this driver.
+	Exclusive controller.Reserver
 }
 
 // Handler returns the API.

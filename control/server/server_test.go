@@ -148,6 +148,7 @@ func TestRefusals(t *testing.T) {
 		return err
 	}
 	_, unknownDriver := c.Create(t.Context(), control.Create{Driver: "toaster"})
+	_, exclusive := c.Create(t.Context(), control.Create{Driver: "user", Exclusive: true})
 	_, badPorts := c.Create(t.Context(), control.Create{Driver: "user", HubPorts: 99})
 	for name, test := range map[string]struct {
 		err   error
@@ -155,6 +156,7 @@ func TestRefusals(t *testing.T) {
 		text  string
 	}{
 		"unknown driver":               {unknownDriver, syscall.EINVAL, "there is: user"},
+		"exclusive in user space":      {exclusive, syscall.EINVAL, "its driver is kernel, not user"},
 		"too many ports":               {badPorts, syscall.EINVAL, "99"},
 		"unknown controller":           {c.Delete(t.Context(), "bob"), syscall.ENOENT, "usbns controller list"},
 		"attach to unknown controller": {with(func(a *control.Attach) { a.Controller = "7" }), syscall.ENOENT, `"7"`},
