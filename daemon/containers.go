@@ -97,8 +97,12 @@ func (k *containers) Enter(c *controller.Controller, in control.Container) error
 
 // stand makes all of a container's view stand, and sees to its end.
 func (k *containers) stand(c *controller.Controller, m *member) error {
+	hubs, err := c.RootHubs()
+	if err != nil {
+		return err
+	}
 	v, err := view.Open(view.Config{
-		PID: m.PID, Root: m.Root, Cgroup: m.cgroup, UID: c.Config().UID, GID: c.Config().GID, RootUID: m.RootUID,
+		PID: m.PID, Root: m.Root, Cgroup: m.cgroup, UID: c.Config().UID, GID: c.Config().GID, RootUID: m.RootUID, Hubs: hubs,
 	})
 	if err != nil {
 		return err

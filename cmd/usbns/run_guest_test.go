@@ -251,3 +251,89 @@ func TestGuestRunFailsClosed(t *testing.T) {
 		t.Errorf("controllers are left: %s", got)
 	}
 }
+
+// A container with one of the kernel's controllers whole sees that one's root
+// hubs, and nobody else's device comes there.
+func TestGuestRunExclusive(t *testing.T) {
+	runtimestest.CheckLeaks(t)
+	e := startExport(t, "127.0.0.1:3240", "signpad", "serial", "fingerprint")
+	defer e.end()
+	const dir = "/run/usbns-whole"
+	kill := startDaemonProcess(t, dir)
+	shells := [2]*runShell{startRun(t, dir, "--exclusive"), nil}
+	const hub2, hub3 = "ID 1d6b:0002", "ID 1d6b:0003"
+	sees := func(i int, want ...string) {
+		t.Helper()
+		for _, as := range []string{"", "setpriv --reuid=1000 --regid=1000 --clear-groups "} {
+			got := shells[i].Say(as + "lsusb")
+			for _, text := range want {
+				if strings.Count(got, "Device ") != len(want) || !strings.Contains(got, text) {
+					t.Errorf("%slsusb prints\n%s, want %s", as, got, want)
+				}
+			}
+		}
+		if got := shells[i].Say("udevadm info --export-db | grep -c DEVTYPE=usb_device"); got != fmt.Sprintln(len(want)) {
+			t.Errorf("udevadm knows %q devices, want %s", got, want)
+		}
+	}
+	sees(0, hub2, hub3)
+	shells[1] = startRun(t, dir, "--new")
+	shells[1].Say(":")
+	list := execute(t, "controller", "list", "--run", dir, "--json")
+	if strings.Count(list, `"exclusive": "vhci_hcd.7"`) != 1 || strings.Count(list, "exclusive") != 1 {
+		t.Errorf("controllers are\n%s", list)
+	}
+	attach := func(i int, busid string) {
+		t.Helper()
+		execute(t, "attach", "--run", dir, "-r", "127.0.0.1", "-b", busid, "-i", fmt.Sprint(i))
+		shells[i].until("/usr/sbin/usbip port", "<Port in Use>", true)
+	}
+	attach(1, "1-2")
+	attach(0, "1-1")
+	seeOwn := func() {
+		t.Helper()
+		sees(0, hub2, hub3, "signature pad")
+		sees(1, "serial adapter")
+		for i, at := range []string{"vhci_hcd.7", "vhci_hcd.0"} {
+			want := "/sys/devices/platform/" + at + "/"
+			if got := shells[i].Say("readlink -f /sys/bus/usb/devices/*-1"); !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 1 {
+				t.Errorf("devices are at\n%s, want %s", got, want)
+			}
+		}
+		shells[0].until("ls /dev/usbns/0", "-hidraw", true)
+		if got := shells[0].Say("head -c0 /dev/usbns/0/*-hidraw"); got != "" {
+			t.Errorf("the node cannot be opened: %s", got)
+		}
+	}
+	seeOwn()
+	// The root hubs are to be seen, and not to be used.
+	for _, command := range []string{
+		"cd /sys/bus/usb/devices; for h in usb*; do IFS=: read -r major minor <$h/dev; mknod /dev/$h c $major $minor && echo made; done",
+		"cd /sys/bus/usb/devices; for h in usb*; do echo 1 >$h/authorized_default && echo made; done",
+		"find /sys -path '*/vhci_hcd.[0-6]/usb*' -name descriptors | grep -v -- - && echo made",
+	} {
+		if got := shells[0].Say(command); strings.Contains(got, "made") {
+			t.Errorf("%s works:\n%s", command, got)
+		}
+	}
+
+	kill(syscall.SIGKILL)
+	startDaemonProcess(t, dir)
+	if got := execute(t, "controller", "list", "--run", dir, "--json"); got != list {
+		t.Errorf("controllers are\n%s, and were\n%s", got, list)
+	}
+	seeOwn()
+	shells[0].Say("/usr/sbin/usbip detach -p 0")
+	shells[0].until("lsusb", "signature pad", false)
+	sees(0, hub2, hub3)
+	attach(0, "1-3")
+	sees(0, hub2, hub3, "fingerprint reader")
+	for _, s := range shells {
+		if status := s.exit(0); status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+	}
+	if got := execute(t, "controller", "list", "--run", dir, "--json"); got != "[]\n" {
+		t.Errorf("controllers are left: %s", got)
+	}
+}

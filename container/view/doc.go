@@ -22,6 +22,15 @@
 // device of the container's: there is a plain directory with a copy of what lsusb
 // prints of it.
 //
+// # Whole root hubs
+//
+// A container whose controller has one of the kernel's alone is shown the
+// directories of both root hubs instead, once: what comes there appears by
+// itself, and no mount is made for a device. That is this view with another list
+// of what is put back, and no second kind of mask: the links in bus, class and
+// dev name all devices of the machine and are ours there as well, and so are the
+// nodes, which wait for the guard. The hubs themselves have no nodes.
+//
 // # Nodes
 //
 // The nodes of a device have the names that the kernel gives them, and one more

@@ -9,83 +9,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/container/guard"
 )
-
-// What lsusb -t prints of a root hub and its interface.
-var (
-	hubFiles = []string{
-		"bConfigurationValue", "bDeviceClass", "bDeviceProtocol", "bDeviceSubClass", "bMaxPacketSize0", "bMaxPower",
-		"bNumConfigurations", "bNumInterfaces", "bcdDevice", "bmAttributes", "busnum", "devnum", "devpath",
-		"idProduct", "idVendor", "manufacturer", "maxchild", "product", "rx_lanes", "speed", "tx_lanes", "version",
-	}
-	hubInterfaceFiles = []string{
-		"bAlternateSetting", "bInterfaceClass", "bInterfaceNumber", "bInterfaceProtocol", "bInterfaceSubClass", "bNumEndpoints",
-	}
-)
-
-// showHub copies the root hub that a device is on.
-func (v *View) showHub(dir string) error {
-	hub := path.Dir(dir)
-	name := path.Base(hub)
-	number, ok := strings.CutPrefix(name, "usb")
-	if !ok {
-		return fmt.Errorf("it is on %s, which is no root hub", name)
-	}
-	inside := path.Join(hub, number+"-0:1.0")
-	if err := v.sys.MkdirAll(inside, 0o755); err != nil {
-		return err
-	}
-	for at, files := range map[string][]string{hub: hubFiles, inside: hubInterfaceFiles} {
-		for _, f := range files {
-			text, err := os.ReadFile(filepath.Join("/sys", at, f))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := v.sys.WriteFile(path.Join(at, f), text, 0o444); err != nil {
-				return err
-			}
-		}
-		if err := v.link(path.Join("bus/usb/devices", path.Base(at)), at); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// hideHub removes what showHub made, if no other device is on the hub.
-func (v *View) hideHub(dir string) error {
-	hub := path.Dir(dir)
-	for _, d := range v.devices {
-		if path.Dir(d.dir) == hub {
-			return nil
-		}
-	}
-	entries, err := readDir(v.sys, hub)
-	if err != nil {
-		return err
-	}
-	name := path.Base(hub)
-	errs := []error{
-		removeIfThere(v.sys, path.Join("bus/usb/devices", name)),
-		removeIfThere(v.sys, path.Join("bus/usb/devices", strings.TrimPrefix(name, "usb")+"-0:1.0")),
-	}
-	for _, e := range entries {
-		errs = append(errs, v.sys.RemoveAll(path.Join(hub, e)))
-	}
-	if !strings.HasPrefix("sys/"+hub, hostController+"/") {
-		errs = append(errs, removeIfThere(v.sys, hub))
-	}
-	return errors.Join(errs...)
-}
 
 // readDir returns nothing of a directory that is not there.
 func readDir(root *os.Root, name string) ([]string, error) {
@@ -209,30 +138,18 @@ func (v *View) mknod(name string, d guard.Device) error {
 func (v *View) clear() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	errs := []error{v.clearNodes(), v.clearLinks()}
-	controllers, err := readDir(v.sys, "devices/platform")
-	errs = append(errs, err)
-	for _, c := range controllers {
-		if !strings.HasPrefix(c, "vhci_hcd.") {
-			continue
-		}
-		hubs, err := readDir(v.sys, path.Join("devices/platform", c))
+	hubs, err := v.hubsThere()
+	errs := []error{v.clearNodes(), v.clearLinks(), err, v.unmountWhole(hubs)}
+	for _, hub := range hubs {
+		number := strings.TrimPrefix(path.Base(hub), "usb")
+		names, err := readDir(v.sys, hub)
 		errs = append(errs, err)
-		for _, hub := range hubs {
-			number, ok := strings.CutPrefix(hub, "usb")
-			if _, err := strconv.Atoi(number); !ok || err != nil {
-				continue
+		for _, name := range names {
+			if strings.HasPrefix(name, number+"-") && name != number+"-0:1.0" {
+				errs = append(errs, v.unbind(path.Join(hub, name)))
 			}
-			at := path.Join("devices/platform", c, hub)
-			names, err := readDir(v.sys, at)
-			errs = append(errs, err)
-			for _, name := range names {
-				if strings.HasPrefix(name, number+"-") && name != number+"-0:1.0" {
-					errs = append(errs, v.unbind(path.Join(at, name)))
-				}
-			}
-			errs = append(errs, v.hideHub(path.Join(at, "x")))
 		}
+		errs = append(errs, v.hideHub(path.Join(hub, "x")))
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,11 +33,15 @@ type Config struct {
 	UID, GID uint32
 	// RootUID is who is root in the container.
 	RootUID uint32
+	// Hubs are the directories below /sys of root hubs that are the container's
+	// whole.
+	Hubs []string
 }
 
 // A View is what one container sees. It is safe for concurrent use.
 type View struct {
 	cfg       Config
+	hubs      []string // those of cfg, named from /sys
 	namespace *os.File
 	guard     *guard.Guard
 	events    *uevent.Sender // nil where the kernel itself tells
@@ -79,7 +84,22 @@ func Open(cfg Config) (_ *View, err error) {
 	if err := v.openSender(); err != nil {
 		return nil, err
 	}
-	return v, v.clear()
+	if err := v.clear(); err != nil {
+		return nil, err
+	}
+	for _, hub := range cfg.Hubs {
+		hub = below(hub)
+		v.hubs = append(v.hubs, hub)
+		if err := v.showWhole(hub); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// below returns a directory's name from /sys.
+func below(dir string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(filepath.Clean(dir), "/sys"), "/")
 }
 
 // open opens the container's directories. It runs in its namespace, where no
@@ -187,15 +207,15 @@ func (v *View) Add(port int, dir string) (remove func() error, err error) {
 	if err := v.remove(port); err != nil {
 		return nil, err
 	}
-	dir = strings.TrimPrefix(strings.TrimPrefix(filepath.Clean(dir), "/sys"), "/")
+	dir = below(dir)
 	d := &device{dir: dir, parts: make(map[string]*shown)}
 	v.devices[port] = d
 	err = v.guard.Check()
-	if err == nil {
+	if err == nil && !v.isThere(dir) {
 		err = v.showHub(dir)
-	}
-	if err == nil {
-		err = v.bind(dir)
+		if err == nil {
+			err = v.bind(dir)
+		}
 	}
 	if err == nil {
 		err = v.sync(port)
@@ -223,9 +243,15 @@ func (v *View) remove(port int) error {
 	for _, s := range d.parts {
 		errs = append(errs, v.hide(s))
 	}
-	errs = append(errs, v.unbind(d.dir))
+	if !v.isThere(d.dir) {
+		errs = append(errs, v.unbind(d.dir))
+	}
 	return errors.Join(errs...)
 }
+
+// isThere tells whether a device's directory is on a root hub that is there
+// whole.
+func (v *View) isThere(dir string) bool { return slices.Contains(v.hubs, path.Dir(dir)) }
 
 // Has tells whether a directory below /sys is of a device that is shown.
 func (v *View) Has(dir string) bool {
