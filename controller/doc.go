@@ -5,7 +5,9 @@
 // those of vhci_hcd.N: first one for each port of its high speed hub, then as
 // many for super speed. What a user plugs into one, a [Plug], is a connection
 // past IMPORT or a usb.Device. The controller's [Driver] makes an [Attachment]
-// of it. [User] is the driver that keeps devices in user space.
+// of it. [User] is the driver that keeps devices in user space. An exclusive
+// controller has a host controller of the kernel's alone, which a [Reserver]
+// gives it.
 //
 // # Rules
 //
