@@ -76,6 +76,7 @@ func TestSearches(t *testing.T) {
 		{"sysfs-bus", "/sys/bus/usb/devices/1-2", "-> ../1-2", ""},
 		{"sysfs-tree", "/sys/class/input/event3", "-> ../../devices/none", ""},
 		{"sysfs-tree", "/sys/class/input/input9/uniq", "HERS-0815\n", "HERS-081\n"},
+		{"sysfs-tree", "/sys/class/x/uevent", "HID_UNIQ=HERS-0815\n", "MODALIAS=usb:v1D6BpHERS-0815d0612\n"},
 		{"sysfs-tree", "/sys/class/x/y", "-> ../usb1/1-2/1-2:1.0/z", "-> ../usb1/1-20/1-20:1.0/z"},
 		{"sysfs-tree", "/sys/class/x/y", "-> ../1-2:1.0", "-> ../1-2.1:1.0"},
 		{"proc-input", "/proc/bus/input/devices", "U: Uniq=HERS-0815", "U: Uniq=OWN-4711"},

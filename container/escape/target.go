@@ -133,7 +133,7 @@ func describeNode(dir string) (n Node, err error) {
 // named returns the word of the target that a text has, "" if it has none.
 func (t *Target) named(text string) string {
 	for _, word := range append([]string{t.Serial}, t.Names...) {
-		if word != "" && strings.Contains(text, word) {
+		if hasWord(text, word) {
 			return word
 		}
 	}
@@ -159,6 +159,29 @@ func (t *Target) inPath(path string) bool {
 		}
 	}
 	return false
+}
+
+// hasWord tells whether text has word, and not only as a piece of a longer one:
+// the 0002 of a root hub's modalias, usb:v1D6Bp0002, is nobody's serial number.
+func hasWord(text, word string) bool {
+	if word == "" {
+		return false
+	}
+	for at := 0; ; {
+		i := strings.Index(text[at:], word)
+		if i < 0 {
+			return false
+		}
+		before, after := text[:at+i], text[at+i+len(word):]
+		if !strings.ContainsFunc(before[max(0, len(before)-1):], isAlnum) && !strings.ContainsFunc(after[:min(1, len(after))], isAlnum) {
+			return true
+		}
+		at += i + 1
+	}
+}
+
+func isAlnum(r rune) bool {
+	return '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
 }
 
 // hasPath tells whether text has path, and not only a longer name that begins
