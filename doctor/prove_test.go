@@ -8,13 +8,14 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/usbns/usbns/container/escape"
 	"github.com/usbns/usbns/control"
 )
 
 // results are lines of an attacker that is kept out, but for what change does.
-func results(t *testing.T, change func(r *escape.Result)) []byte {
+func results(t testing.TB, change func(r *escape.Result)) []byte {
 	t.Helper()
 	var lines bytes.Buffer
 	for _, c := range escape.Cases() {
@@ -91,6 +92,26 @@ func TestJudgeRefuses(t *testing.T) {
 	if err != nil || p.Attempts[0].Text != "a\ufffd]0;b; c" {
 		t.Errorf("%q, %v", p.Attempts[0].Text, err)
 	}
+}
+
+// A proof has all cases or is none, and steers no terminal.
+func FuzzJudge(f *testing.F) {
+	f.Add(results(f, func(*escape.Result) {}))
+	f.Add([]byte(`{"case": "umount", "own": true, "reached": true, "text": "\u001b[2J"}`))
+	f.Fuzz(func(t *testing.T, lines []byte) {
+		p, err := judge(escape.Known{}, lines)
+		if err != nil {
+			return
+		}
+		if len(p.Attempts) < len(escape.Cases()) {
+			t.Errorf("%d attempts", len(p.Attempts))
+		}
+		for _, a := range p.Attempts {
+			if strings.ContainsFunc(a.Text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("%q", a.Text)
+			}
+		}
+	})
 }
 
 func TestStreams(t *testing.T) {
