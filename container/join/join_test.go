@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/must"
 )
 
 // Names under which the test binary is one of the programs of a container.
@@ -60,6 +62,18 @@ func tell() {
 		}
 	}
 	_, _ = io.Copy(os.Stdout, os.Stdin)
+}
+
+// notLeak fails the test if it leaves goroutines or descriptors.
+func notLeak(t *testing.T) {
+	t.Helper()
+	must.NotLeak(t)
+	before := must.Descriptors(t)
+	t.Cleanup(func() {
+		if after := must.Descriptors(t); len(after) > len(before) {
+			t.Errorf("descriptors before: %v, after: %v", before, after)
+		}
+	})
 }
 
 // startContainer starts a process in a cgroup and namespaces of its own.
@@ -152,6 +166,7 @@ func TestRun(t *testing.T) {
 	for _, userNS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("userns=%v", userNS), func(t *testing.T) {
 			pid, cgroup := startContainer(t, userNS)
+			notLeak(t)
 			cfg := Config{PID: pid, Cgroup: cgroup, Capabilities: 1<<unix.CAP_CHOWN | 1<<unix.CAP_SYS_ADMIN}
 			var want strings.Builder
 			for _, kind := range namespaces {
@@ -178,6 +193,7 @@ func TestRun(t *testing.T) {
 
 func TestRunEndsWithItsContext(t *testing.T) {
 	pid, cgroup := startContainer(t, true)
+	notLeak(t)
 	in, hold, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -204,6 +220,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 // What the child cannot do, the parent tells.
 func TestRunTellsWhatFails(t *testing.T) {
 	pid, cgroup := startContainer(t, false)
+	notLeak(t)
 	for want, cfg := range map[string]Config{
 		"pidfd_open":        {PID: 1 << 22, Cgroup: cgroup}, // above every pid_max
 		"no such file":      {PID: pid, Cgroup: cgroup + "-not"},
