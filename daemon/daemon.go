@@ -101,7 +101,7 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 		log.Warn("devices of an earlier daemon may be left in the kernel", "reason", err)
 	}
 	ready()
-	return serve(ctx, s, api, attach)
+	return s.Serve(ctx, api, attach)
 }
 
 // openContainers serves the control files, and returns nil where it cannot.
@@ -219,19 +219,6 @@ func identify(tid int) (sysfs.Caller, error) {
 		return nil, err
 	}
 	return c, nil
-}
-
-// serve returns when ctx ends or either socket fails, after both have ended.
-func serve(ctx context.Context, s *server.Server, api, attach *net.UnixListener) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, 2)
-	go func() { ended <- s.ServeAPI(ctx, api) }()
-	go func() { ended <- s.ServeAttach(ctx, attach) }()
-	failed := <-ended
-	cancel()
-	<-ended
-	return failed
 }
 
 // acquire locks a run directory for as long as the file is open.

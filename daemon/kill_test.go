@@ -198,7 +198,7 @@ func (w *world) attach(name string, port int, speed usb.Speed, busid string) err
 	conn := serveTCP(w.t, dev)
 	defer conn.Close()
 	_, err = w.client.Attach(w.t.Context(), conn, control.Attach{
-		Controller: name, Port: port, DevID: 1, Speed: int(speed), Remote: control.Remote{Host: "shop", BusID: busid},
+		Controller: name, Port: port, DevID: 1, Speed: int(speed), Remote: control.Remote{Host: "shop", Port: "3240", BusID: busid},
 	})
 	return err
 }

@@ -49,7 +49,7 @@ func (r Records) path(controller, port int) string {
 // makes the directory if need be, for its owner only.
 func (r Records) Write(controller, port int, rec Record) error {
 	path := r.path(controller, port)
-	if err := rec.check(); err != nil {
+	if err := rec.Check(); err != nil {
 		return recordError("write record", path, port, err)
 	}
 	text := fmt.Sprintf("%s %s %s\n", rec.Host, rec.Port, rec.BusID)
@@ -106,12 +106,12 @@ func readRecord(path string) (Record, error) {
 		return Record{}, syntaxf("the record is not \"host port busid\"")
 	}
 	rec := Record{Host: fields[0], Port: fields[1], BusID: fields[2]}
-	return rec, rec.check()
+	return rec, rec.Check()
 }
 
-// check refuses what would not come back as it was, and what a terminal should
-// not see.
-func (rec Record) check() error {
+// Check refuses what would not come back as it was from a file, and what a
+// terminal should not see.
+func (rec Record) Check() error {
 	for _, field := range [...]struct{ what, text string }{
 		{"host", rec.Host},
 		{"port", rec.Port},

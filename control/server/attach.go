@@ -31,7 +31,7 @@ func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { u.Close() })()
-	a, conn, err := receive(u)
+	a, conn, err := s.receive(u)
 	var answer control.Attached
 	if err == nil {
 		go func() { // ends with u
@@ -43,8 +43,8 @@ func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
 		}
 	}
 	if err != nil {
-		s.Log.Warn("attach is refused", "controller", a.Controller, "from", a.Remote.Host, "busid", a.Remote.BusID, "reason", err)
-		answer.Error = wireError(err)
+		s.Log.Warn("attach is refused", "controller", s.logged(a.Controller), "from", a.Remote.Host, "busid", a.Remote.BusID, "reason", err)
+		answer.Error = wireError(s.told(err))
 	}
 	b, err := json.Marshal(answer)
 	if err == nil {
@@ -52,7 +52,7 @@ func (s *Server) serveAttach(ctx context.Context, u *net.UnixConn) {
 	}
 }
 
-func receive(u *net.UnixConn) (a control.Attach, conn net.Conn, err error) {
+func (s *Server) receive(u *net.UnixConn) (a control.Attach, conn net.Conn, err error) {
 	if err := u.SetReadDeadline(time.Now().Add(handOver)); err != nil {
 		return a, nil, err
 	}
@@ -61,7 +61,7 @@ func receive(u *net.UnixConn) (a control.Attach, conn net.Conn, err error) {
 		return a, nil, err
 	}
 	// A refusal ahead of that would be lost: who cannot send does not read.
-	if err = checkPeer(u); err != nil {
+	if err = s.checkPeer(u); err != nil {
 		conn.Close()
 		return a, nil, err
 	}
@@ -83,6 +83,12 @@ func (s *Server) plug(ctx context.Context, conn net.Conn, a control.Attach) (int
 	if a.Speed < 0 || a.Speed > int(usb.SpeedSuperPlus) {
 		return 0, &control.Error{Message: "attach: no such speed: " + strconv.Itoa(a.Speed), Errno: syscall.EINVAL}
 	}
+	from := vhci.Record{Host: a.Remote.Host, Port: a.Remote.Port, BusID: a.Remote.BusID}
+	if from != (vhci.Record{}) {
+		if err := from.Check(); err != nil {
+			return 0, &control.Error{Message: fmt.Sprintf("attach: where the device comes from cannot be shown: %v", err), Errno: syscall.EINVAL}
+		}
+	}
 	speed := usb.Speed(a.Speed)
 	port := a.Port
 	if port == control.AnyPort {
@@ -90,14 +96,11 @@ func (s *Server) plug(ctx context.Context, conn net.Conn, a control.Attach) (int
 	}
 	if port < 0 {
 		return 0, &control.Error{
-			Message: fmt.Sprintf("attach: %v has no free port for %v speed (detach something: usbns detach -p PORT)", c, speed),
+			Message: fmt.Sprintf("attach: controller %s has no free port for %v speed (detach something: usbns detach -p PORT)", a.Controller, speed),
 			Errno:   syscall.ENOSPC,
 		}
 	}
-	return c.Attach(ctx, port, controller.Plug{
-		Conn: conn, Speed: speed, DevID: a.DevID,
-		From: vhci.Record{Host: a.Remote.Host, Port: a.Remote.Port, BusID: a.Remote.BusID},
-	})
+	return c.Attach(ctx, port, controller.Plug{Conn: conn, Speed: speed, DevID: a.DevID, From: from})
 }
 
 // freePort returns -1 if there is none.

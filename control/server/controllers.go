@@ -19,7 +19,7 @@ import (
 
 func (s *Server) list(*http.Request) (any, error) {
 	list := []control.Controller{}
-	for _, c := range s.Table.All() {
+	for _, c := range s.all() {
 		list = append(list, s.describe(c))
 	}
 	return list, nil
@@ -133,6 +133,9 @@ func (s *Server) detach(r *http.Request) (any, error) {
 
 // find returns the controller of an index or a name.
 func (s *Server) find(ref string) (*controller.Controller, error) {
+	if s.only != nil {
+		return s.findOnly(ref)
+	}
 	c := s.Table.ByName(ref)
 	if index, err := strconv.Atoi(ref); c == nil && err == nil {
 		c = s.Table.Controller(index)
@@ -151,6 +154,9 @@ func (s *Server) describe(c *controller.Controller) control.Controller {
 	}
 	if config.Exclusive != nil {
 		d.Exclusive = fmt.Sprintf("vhci_hcd.%d", config.Kernel)
+	}
+	if s.only != nil {
+		d.Index, d.Name, d.Exclusive = 0, "", ""
 	}
 	return d
 }

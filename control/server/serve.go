@@ -24,19 +24,35 @@ const (
 	// maxRequests and maxAttaches bound what is done at one time.
 	maxRequests = 256
 	maxAttaches = 256
+	// maxHeader is far above the few lines of a request, in bytes.
+	maxHeader = 16 << 10
 	// acceptPause is how long nobody is accepted when there is no descriptor left.
 	acceptPause = 100 * time.Millisecond
 )
 
-// ServeAPI answers requests on l until ctx ends or l fails, and returns when all
-// of them are over. It closes l.
-func (s *Server) ServeAPI(ctx context.Context, l *net.UnixListener) error {
+// Serve answers requests on api, and takes sockets on attach, until ctx ends or
+// one of them fails. It returns when all requests and attempts are over, and
+// closes both.
+func (s *Server) Serve(ctx context.Context, api, attach *net.UnixListener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 2)
+	go func() { ended <- s.serveRequests(ctx, api) }()
+	go func() { ended <- s.acceptAttaches(ctx, attach) }()
+	failed := <-ended
+	cancel()
+	<-ended
+	return failed
+}
+
+func (s *Server) serveRequests(ctx context.Context, l *net.UnixListener) error {
 	var requests sync.RWMutex // read-locked by each
 	h := atOnce(maxRequests, s.Handler().ServeHTTP)
 	web := http.Server{
-		ReadTimeout: requestTimeout,
+		ReadTimeout:    requestTimeout,
+		MaxHeaderBytes: maxHeader,
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, checkPeer(conn.(*net.UnixConn)))
+			return context.WithValue(ctx, peerKey{}, s.checkPeer(conn.(*net.UnixConn)))
 		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if err, _ := r.Context().Value(peerKey{}).(error); err != nil {
@@ -49,6 +65,9 @@ func (s *Server) ServeAPI(ctx context.Context, l *net.UnixListener) error {
 			defer requests.RUnlock()
 			h(w, r)
 		}),
+	}
+	if s.only != nil {
+		web.ConnState = atMost(ownConns)
 	}
 	stop := context.AfterFunc(ctx, func() { web.Close() })
 	defer stop()
@@ -65,8 +84,12 @@ func (s *Server) ServeAPI(ctx context.Context, l *net.UnixListener) error {
 type peerKey struct{}
 
 // checkPeer lets root in and the daemon's own user. The modes of the sockets do
-// as well, until somebody opens them up or binds them into a container.
-func checkPeer(conn *net.UnixConn) error {
+// as well, until somebody opens them up or binds them into a container. A
+// container's own sockets are for whom the kernel lets connect.
+func (s *Server) checkPeer(conn *net.UnixConn) error {
+	if s.only != nil {
+		return nil
+	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
@@ -90,15 +113,17 @@ func checkPeer(conn *net.UnixConn) error {
 	return nil
 }
 
-// ServeAttach takes sockets on l until ctx ends or l fails, and returns when all
-// attempts are over. It closes l.
-func (s *Server) ServeAttach(ctx context.Context, l *net.UnixListener) error {
+func (s *Server) acceptAttaches(ctx context.Context, l *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var attempts sync.WaitGroup
 	defer attempts.Wait()
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	running := make(chan struct{}, maxAttaches)
+	most := maxAttaches
+	if s.only != nil {
+		most = ownAttaches
+	}
+	running := make(chan struct{}, most)
 	for {
 		u, err := l.AcceptUnix()
 		if ctx.Err() != nil {

@@ -26,6 +26,8 @@ type Server struct {
 	Log  *slog.Logger
 	// Containers are those that controllers are given to, nil where none can be.
 	Containers Containers
+
+	only *controller.Controller // see Only
 }
 
 // Containers are told which container a controller is for.
@@ -45,29 +47,29 @@ type Driver struct {
 	Exclusive controller.Reserver
 }
 
-// Handler returns the API.
+// Handler returns the API, for those who may use all of it.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/controllers", answer(s.list))
-	mux.HandleFunc("POST /v1/controllers", answer(s.create))
-	mux.HandleFunc("GET /v1/controllers/{ref}", answer(s.get))
-	mux.HandleFunc("DELETE /v1/controllers/{ref}", answer(s.delete))
-	mux.HandleFunc("GET /v1/controllers/{ref}/container", answer(s.container))
-	mux.HandleFunc("PUT /v1/controllers/{ref}/container", answer(s.enter))
-	mux.HandleFunc("DELETE /v1/controllers/{ref}/container", answer(s.leave))
-	mux.HandleFunc("GET /v1/controllers/{ref}/ports", answer(s.ports))
-	mux.HandleFunc("DELETE /v1/controllers/{ref}/ports/{port}", answer(s.detach))
-	mux.HandleFunc("POST /v1/controllers/{ref}/ports/{port}/transfer", atOnce(maxTransfers, answer(s.transfer)))
+	mux.HandleFunc("GET /v1/controllers", s.answer(s.list))
+	mux.HandleFunc("POST /v1/controllers", s.administer(s.create))
+	mux.HandleFunc("GET /v1/controllers/{ref}", s.answer(s.get))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}", s.administer(s.delete))
+	mux.HandleFunc("GET /v1/controllers/{ref}/container", s.administer(s.container))
+	mux.HandleFunc("PUT /v1/controllers/{ref}/container", s.administer(s.enter))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}/container", s.administer(s.leave))
+	mux.HandleFunc("GET /v1/controllers/{ref}/ports", s.answer(s.ports))
+	mux.HandleFunc("DELETE /v1/controllers/{ref}/ports/{port}", s.answer(s.detach))
+	mux.HandleFunc("POST /v1/controllers/{ref}/ports/{port}/transfer", atOnce(maxTransfers, s.answer(s.transfer)))
 	return mux
 }
 
 // answer makes a handler of a function that returns what to answer.
-func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
+func (s *Server) answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, control.MaxMessage)
 		v, err := f(r)
 		if err != nil {
-			refuse(w, err)
+			refuse(w, s.told(err))
 			return
 		}
 		if v == nil {

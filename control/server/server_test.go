@@ -36,7 +36,19 @@ func start(t *testing.T) (*control.Client, *controller.Table) {
 func startIn(t *testing.T, dir string) (*control.Client, *controller.Table) {
 	t.Helper()
 	table := new(controller.Table)
-	s := &server.Server{Table: table, Drivers: map[string]server.Driver{"user": {Driver: &controller.User{}}}, Log: slog.New(slog.DiscardHandler)}
+	t.Cleanup(table.Close)
+	serve(t, newServer(table), dir)
+	return control.NewClient(dir), table
+}
+
+func newServer(table *controller.Table) *server.Server {
+	drivers := map[string]server.Driver{"user": {Driver: &controller.User{}}}
+	return &server.Server{Table: table, Drivers: drivers, Log: slog.New(slog.DiscardHandler)}
+}
+
+// serve serves in a directory until the test ends.
+func serve(t *testing.T, s *server.Server, dir string) {
+	t.Helper()
 	api, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, control.Socket)})
 	if err != nil {
 		t.Fatal(err)
@@ -46,19 +58,14 @@ func startIn(t *testing.T, dir string) (*control.Client, *controller.Table) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 2)
-	go func() { ended <- s.ServeAPI(ctx, api) }()
-	go func() { ended <- s.ServeAttach(ctx, attach) }()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ctx, api, attach) }()
 	t.Cleanup(func() {
 		cancel()
-		for range 2 {
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
-		table.Close()
 	})
-	return control.NewClient(dir), table
 }
 
 // export offers a scanner as 1-1 and returns a connection to it past IMPORT.

@@ -30,7 +30,7 @@ func (s *Server) transfer(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	dev, err := inUserSpace(c, r.PathValue("port"))
+	dev, err := inUserSpace(c, r.PathValue("ref"), r.PathValue("port"))
 	if err != nil {
 		return nil, err
 	}
@@ -67,22 +67,22 @@ type source interface {
 	Endpoint(usb.Address) (usb.Endpoint, bool)
 }
 
-// inUserSpace returns the device on a port.
-func inUserSpace(c *controller.Controller, number string) (source, error) {
+// inUserSpace returns the device on a port of what was found as ref.
+func inUserSpace(c *controller.Controller, ref, number string) (source, error) {
 	ports := c.Ports()
 	port, err := strconv.Atoi(number)
 	if err != nil || port < 0 || port >= len(ports) {
-		return nil, transferError(syscall.EINVAL, "%v has no port %q, but 0 to %d", c, number, len(ports)-1)
+		return nil, transferError(syscall.EINVAL, "controller %s has no port %q, but 0 to %d", ref, number, len(ports)-1)
 	}
 	dev, ok := c.Device(port).(source)
 	switch {
 	case ok:
 		return dev, nil
 	case ports[port].Status != vhci.StatusUsed:
-		return nil, transferError(syscall.ENODEV, "there is no device on port %d of %v (see: usbns port -a)", port, c)
+		return nil, transferError(syscall.ENODEV, "there is no device on port %d of controller %s (see: usbns port -a)", port, ref)
 	}
 	return nil, transferError(syscall.EBUSY,
-		"the device on port %d of %v is used elsewhere (transfers are for controllers made with --driver user)", port, c)
+		"the device on port %d of controller %s is used elsewhere (transfers are for controllers made with --driver user)", port, ref)
 }
 
 // request makes a URB of what is asked for, which dev can take.
