@@ -129,10 +129,12 @@ func TestSocketsTell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := "OWN-4711"
+	told, taken := "OWN-4711", "/v1/controllers/0/ports/0"
 	s := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/v1/controllers/1/ports" {
 			fmt.Fprint(w, told)
+		} else if r.Method == http.MethodDelete && r.URL.Path != taken {
+			http.NotFound(w, r)
 		}
 	})}
 	ended := make(chan error)
@@ -144,6 +146,13 @@ func TestSocketsTell(t *testing.T) {
 	}
 	told = "HERS-0815"
 	if r := root.try("sockets", false); !r.Reached {
+		t.Errorf("%+v", r)
+	}
+	if r := root.try("sockets-foreign", false); r.Reached {
+		t.Errorf("%+v", r)
+	}
+	taken = "/v1/controllers/2/ports/1"
+	if r := root.try("sockets-foreign", false); !r.Reached {
 		t.Errorf("%+v", r)
 	}
 }
