@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"syscall"
 
 	"github.com/usbns/usbns/policy"
@@ -14,6 +15,9 @@ const (
 	Socket       = "control.sock"
 	AttachSocket = "attach.sock"
 )
+
+// OwnDir is where a container has such sockets for its own controller.
+const OwnDir = "/dev/usbns"
 
 // MaxSocketPath is how long the path of a socket can be, in bytes (unix(7)).
 const MaxSocketPath = 107
@@ -140,6 +144,10 @@ func (e *DialError) Error() string {
 	case len(e.Path) > MaxSocketPath:
 		return fmt.Sprintf("no daemon can be on %s, which is longer than the %d bytes of a socket (choose another directory with --run DIR)",
 			e.Path, MaxSocketPath)
+	case filepath.Dir(e.Path) == OwnDir && errors.Is(e.Err, fs.ErrPermission):
+		return fmt.Sprintf("%s is for the owner of the controller: %v (see: ls -ln %s)", e.Path, e.Err, e.Path)
+	case filepath.Dir(e.Path) == OwnDir:
+		return fmt.Sprintf("the daemon of the host does not answer on %s: %v (it is to be started there)", e.Path, e.Err)
 	case errors.Is(e.Err, fs.ErrPermission):
 		return fmt.Sprintf("the daemon on %s is for its own user: %v (use sudo, or a daemon of your own: usbns daemon --run DIR)", e.Path, e.Err)
 	}

@@ -15,6 +15,8 @@ func TestDialErrorSaysWhatToDo(t *testing.T) {
 	}{
 		{"/run/usbns/control.sock", syscall.ENOENT, "start one with: usbns daemon"},
 		{"/run/usbns/control.sock", syscall.EACCES, "use sudo"},
+		{OwnDir + "/control.sock", syscall.EACCES, "for the owner of the controller"},
+		{OwnDir + "/attach.sock", syscall.ECONNREFUSED, "the daemon of the host"},
 		{long, syscall.EINVAL, "--run DIR"},
 		{long[1:], syscall.ECONNREFUSED, "start one"}, // the longest that can be
 	} {

@@ -21,14 +21,24 @@
 // as its only descriptor (SCM_RIGHTS). The answer is one message, [Attached].
 // A client that closes its end before that ends the attempt.
 //
-// # What it is not
+// # For whom it is
 //
-// It is no interface for tenants: whoever is let in administers all controllers.
-// That is root and the daemon's own user, by the modes of the sockets and by whom
-// the kernel names at the other end. A tenant has the files of its controller.
+// Whoever is let in administers all controllers. That is root and the daemon's
+// own user, by the modes of the sockets and by whom the kernel names at the other
+// end.
+//
+// A container that has a controller has two such sockets of its own, in [OwnDir],
+// for the owner of the controller. Behind them is that controller alone: its
+// index is 0, it has no name, nothing else can be named, and none is made or
+// deleted.
 //
 // # Dead ends
 //
 // A descriptor cannot ride on HTTP: net/http reads the socket itself and loses
 // it, and a byte stream may merge what was sent apart.
+//
+// A container's /run is no place for its sockets: an init mounts its own there,
+// and a socket that is bound into a container must be bound again by each daemon.
+// Its /dev is made before its first program runs, and the daemon makes nodes in
+// it anyway.
 package control

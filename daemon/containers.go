@@ -3,6 +3,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/usbns/usbns/container"
 	"github.com/usbns/usbns/container/view"
 	"github.com/usbns/usbns/control"
+	"github.com/usbns/usbns/control/server"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/sysfs"
 )
@@ -29,9 +31,13 @@ const (
 type containers struct {
 	keeper *view.Keeper
 	files  *sysfs.Tree
-	table  *controller.Table
+	server *server.Server // of the host
 	save   func(*controller.Controller) error
 	log    *slog.Logger
+
+	tenants  *slog.Logger   // of what they can have logged
+	restored chan struct{}  // closed when no port is waiting for its device
+	serving  sync.WaitGroup // sockets in containers
 
 	mu      sync.Mutex
 	members map[*controller.Controller]*member
@@ -42,6 +48,9 @@ type member struct {
 	owner
 	cgroup string
 	view   *view.View // guarded by containers.mu
+
+	life   context.Context // of its sockets
+	cancel context.CancelFunc
 }
 
 // record returns what is to be written down.
@@ -81,9 +90,11 @@ func (k *containers) Enter(c *controller.Controller, in control.Container) error
 		return fail(syscall.ESRCH, err)
 	}
 	m := &member{owner: who, cgroup: cgroup}
+	m.life, m.cancel = context.WithCancel(context.Background())
 	k.mu.Lock()
 	if k.members[c] != nil {
 		k.mu.Unlock()
+		m.cancel()
 		return fail(syscall.EBUSY, errors.New("another container has it"))
 	}
 	k.members[c] = m
@@ -114,6 +125,9 @@ func (k *containers) stand(c *controller.Controller, m *member) error {
 	if err := k.bind(c, m); err != nil {
 		return err
 	}
+	if err := k.serve(c, m, v); err != nil {
+		return err
+	}
 	if err := k.save(c); err != nil {
 		return err
 	}
@@ -138,6 +152,33 @@ func (k *containers) bind(c *controller.Controller, m *member) error {
 	})
 }
 
+// serve gives a container sockets of its own, which only its controller is behind.
+// Clients wait there until a new attach cannot take an earlier one's port.
+func (k *containers) serve(c *controller.Controller, m *member, v *view.View) error {
+	dir := strings.TrimPrefix(control.OwnDir, "/dev/")
+	api, err := v.Listen("unix", filepath.Join(dir, control.Socket))
+	if err != nil {
+		return err
+	}
+	attach, err := v.Listen("unixpacket", filepath.Join(dir, control.AttachSocket))
+	if err != nil {
+		api.Close()
+		return err
+	}
+	k.serving.Go(func() {
+		select {
+		case <-k.restored:
+		case <-m.life.Done():
+		}
+		s := k.server.Only(c)
+		s.Log = k.tenants
+		if err := s.Serve(m.life, api, attach); err != nil {
+			k.log.Error("a container is left without its sockets", "controller", c.String(), "reason", err)
+		}
+	})
+	return nil
+}
+
 // drop forgets a container. It returns false if that was done.
 func (k *containers) drop(c *controller.Controller, m *member) bool {
 	k.mu.Lock()
@@ -148,6 +189,7 @@ func (k *containers) drop(c *controller.Controller, m *member) bool {
 	delete(k.members, c)
 	v := m.view
 	k.mu.Unlock()
+	m.cancel()
 	if v != nil {
 		k.keeper.Drop(v)
 		if err := v.Close(); err != nil {
@@ -191,10 +233,10 @@ func (k *containers) end(c *controller.Controller, m *member) {
 		}()
 	}
 	if m.Temporary {
-		if k.table.Controller(c.Index()) != c {
+		if k.server.Table.Controller(c.Index()) != c {
 			return // somebody has deleted it
 		}
-		if err := k.table.Delete(c.Index()); err != nil {
+		if err := k.server.Table.Delete(c.Index()); err != nil {
 			k.log.Warn("the controller of a container that has ended is left", "reason", err)
 		}
 	} else {
@@ -261,7 +303,7 @@ func (k *containers) restore(c *controller.Controller, in owner) bool {
 	}
 	k.log.Warn("a container of the earlier daemon is given up", "controller", c.String(), "reason", err)
 	if in.Temporary {
-		if err := k.table.Delete(c.Index()); err != nil {
+		if err := k.server.Table.Delete(c.Index()); err != nil {
 			k.log.Warn("its controller is left", "reason", err)
 		}
 	}
@@ -271,6 +313,12 @@ func (k *containers) restore(c *controller.Controller, in owner) bool {
 // close lets go of all containers, which go on.
 func (k *containers) close() error {
 	err := k.keeper.Close()
+	k.mu.Lock()
+	for _, m := range k.members {
+		m.cancel()
+	}
+	k.mu.Unlock()
+	k.serving.Wait() // an attach that ends takes back what it has shown
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, m := range k.members {

@@ -60,6 +60,9 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 }
 
 func run(ctx context.Context, dir string, open func(dir string) (*backend, error), log *slog.Logger, ready func()) error {
+	if dir == control.OwnDir {
+		return fmt.Errorf("%s is for the sockets of the host's daemon (choose another directory with --run DIR)", dir)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the run directory: %w (choose another with --run DIR)", err)
 	}
@@ -89,7 +92,7 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	tenants := slog.New(newQuiet(log.Handler()))
 	s.Table = newTable(disk, log, tenants)
 	defer s.Table.Close()
-	boxes, closeFiles := openContainers(ctx, dir, s.Table, disk.save, log, tenants)
+	boxes, closeFiles := openContainers(ctx, dir, s, disk.save, tenants)
 	defer closeFiles()
 	if boxes != nil {
 		s.Containers, disk.container, s.Table.Ready = boxes, boxes.record, boxes.ready
@@ -100,19 +103,23 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	if err := b.sweep(ctx); err != nil {
 		log.Warn("devices of an earlier daemon may be left in the kernel", "reason", err)
 	}
+	if boxes != nil {
+		close(boxes.restored)
+	}
 	ready()
 	return s.Serve(ctx, api, attach)
 }
 
 // openContainers serves the control files, and returns nil where it cannot.
-func openContainers(ctx context.Context, dir string, table *controller.Table, save func(*controller.Controller) error, log, tenants *slog.Logger) (*containers, func()) {
+func openContainers(ctx context.Context, dir string, s *server.Server, save func(*controller.Controller) error, tenants *slog.Logger) (*containers, func()) {
+	log := s.Log
 	keeper, err := view.NewKeeper(log)
 	if err != nil {
 		log.Warn("no containers", "reason", err)
 		return nil, func() {}
 	}
-	k := &containers{keeper: keeper, table: table, save: save, log: log, members: make(map[*controller.Controller]*member)}
-	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: table, Identify: identify, Allowed: k.allowed, Log: tenants})
+	k := &containers{keeper: keeper, server: s, save: save, log: log, tenants: tenants, restored: make(chan struct{}), members: make(map[*controller.Controller]*member)}
+	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: s.Table, Identify: identify, Allowed: k.allowed, Log: tenants})
 	if err != nil {
 		log.Warn("no control files and no containers, which need root and /dev/fuse", "reason", err)
 		_ = keeper.Close()

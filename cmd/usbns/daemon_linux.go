@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/daemon"
 )
 
@@ -19,9 +22,14 @@ func addDaemon(root *cobra.Command) {
 	addCompletion(root, &dir)
 }
 
-// runDir is where the daemon is, unless a command is told another place.
+// runDir is where the daemon is, unless a command is told another place. In a
+// container that has a controller it is where that one's sockets are.
 func runDir() string {
-	return cmp.Or(os.Getenv("USBNS_RUN"), "/run/usbns")
+	dir := "/run/usbns"
+	if _, err := os.Stat(filepath.Join(control.OwnDir, control.Socket)); err == nil {
+		dir = control.OwnDir
+	}
+	return cmp.Or(os.Getenv("USBNS_RUN"), dir)
 }
 
 func newDaemon(dir *string) *cobra.Command {
@@ -34,6 +42,7 @@ func newDaemon(dir *string) *cobra.Command {
 		Example: "  usbns daemon\n  usbns daemon --run \"$XDG_RUNTIME_DIR/usbns\"   # without root: no control files",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			unix.Umask(0o022) // what it makes in containers is for all users there
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			return daemon.Run(cmd.Context(), *dir, log, func() {
 				fmt.Fprintln(cmd.OutOrStdout(), "ready in", *dir)

@@ -114,6 +114,47 @@ func (s *runShell) exit(status int) int {
 	return s.cmd.ProcessState.ExitCode()
 }
 
+const asUser = "setpriv --reuid=1000 --regid=1000 --clear-groups "
+
+// useOwnSockets does without the stock tools, with a device that is exported in
+// the container's own network: one user attaches it, and another detaches it.
+func (s *runShell) useOwnSockets(attacher, detacher string) {
+	s.t.Helper()
+	s.Say("usbns export --device fingerprint >/dev/null 2>&1 & exporter=$!")
+	s.until("usbns list -r 127.0.0.1", "1-1", true)
+	s.until(attacher+"usbns attach -r 127.0.0.1 -b 1-1", "port 1\n", true)
+	got := s.Say(detacher + "usbns port -a")
+	if strings.Count(got, "\n") != 3 || strings.Count(got, "\n0 ") != 2 || !strings.Contains(got, "fingerprint") {
+		s.t.Errorf("usbns port prints\n%s", got)
+	}
+	if got := s.Say(detacher + "usbns detach -p 1"); got != "" {
+		s.t.Errorf("usbns detach prints %s", got)
+	}
+	s.until(attacher+"usbns port", "fingerprint", false)
+	s.Say("kill $exporter")
+	owned := s.Say("stat -Lc '%u:%g %a' /dev/usbns/0/* /dev/usbns/*.sock")
+	if n := strings.Count(owned, "\n"); n < 4 || strings.Count(owned, "1000:1000 660\n") != n {
+		s.t.Errorf("nodes and sockets are of\n%s", owned)
+	}
+}
+
+// reachNoOthers has the host's sockets in dir.
+func (s *runShell) reachNoOthers(dir string) {
+	s.t.Helper()
+	for command, want := range map[string]string{
+		"usbns port -i 1":           "no other can be named",
+		"usbns detach -i 1 -p 0":    "no other can be named",
+		"usbns controller create":   "administers no controllers",
+		"usbns controller delete 0": "administers no controllers",
+		"usbns port --run " + dir:   "no daemon answers",
+		"setpriv --reuid=1001 --regid=1001 --clear-groups usbns port": "is for the owner of the controller",
+	} {
+		if got := s.Say(command); !strings.Contains(got, want) {
+			s.t.Errorf("%s prints %s, want %q", command, got, want)
+		}
+	}
+}
+
 func TestGuestRun(t *testing.T) {
 	e := startExport(t, "127.0.0.1:3240", "signpad", "serial")
 	defer e.end()
@@ -126,13 +167,14 @@ func testRun(t *testing.T, userNS bool) {
 	runtimestest.CheckLeaks(t)
 	const dir = "/run/usbns-run"
 	kill := startDaemonProcess(t, dir)
-	args := []string{"--new"}
+	args := []string{"--new", "--owner", "1000:1000"}
 	if userNS {
 		args = append(args, "--userns")
 	}
 	var shells [2]*runShell
 	for i := range shells {
 		shells[i] = startRun(t, dir, args...)
+		args = append(args, "--owner", "0:0") // the first one's is user 1000
 		if got := shells[i].Say("lsusb; /usr/sbin/usbip port; ls /dev/bus"); strings.Contains(got, "Device") || strings.Contains(got, "Port") {
 			t.Errorf("an empty container sees\n%s", got)
 		}
@@ -157,7 +199,7 @@ func testRun(t *testing.T, userNS bool) {
 		for i, s := range shells {
 			s.until("/usr/sbin/usbip port", "Port 00: <Port in Use>", true)
 			s.until("ls /dev/usbns/0", "-"+nodes[i], true)
-			for _, as := range []string{"", "setpriv --reuid=1000 --regid=1000 --clear-groups "} {
+			for _, as := range []string{"", asUser} {
 				if got := s.Say(as + "lsusb"); strings.Count(got, "Device ") != 1 || !strings.Contains(got, own[i]) {
 					t.Errorf("lsusb prints\n%s, want %s", got, own[i])
 				}
@@ -183,8 +225,14 @@ func testRun(t *testing.T, userNS bool) {
 	sees()
 
 	checkProof(t, execute(t, "doctor", "--run", dir, "--prove", "--json", "0"))
+	if userNS {
+		shells[0].useOwnSockets(asUser, "")
+	} else { // with fewer walls
+		shells[0].useOwnSockets("", asUser)
+		shells[0].reachNoOthers(dir)
+	}
 	shells[0].Say("/usr/sbin/usbip detach -p 0")
-	shells[0].until("lsusb; find /dev/usbns /dev/bus ! -type d", "\n", false)
+	shells[0].until("lsusb; find /dev/usbns /dev/bus ! -type d ! -type s", "\n", false)
 	if got := execute(t, "port", "--run", dir, "-i", "1"); !strings.Contains(got, "1-1") && !strings.Contains(got, "serial") {
 		t.Errorf("the neighbour's port shows\n%s", got)
 	}

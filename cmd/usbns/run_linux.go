@@ -32,6 +32,7 @@ type runOptions struct {
 	create   control.Create
 	isNew    bool
 	userNS   bool
+	owner    string
 }
 
 func newRun(dir *string) *cobra.Command {
@@ -53,6 +54,9 @@ func newRun(dir *string) *cobra.Command {
 			if _, err := exclusiveDriver(cmd, o.create); err != nil {
 				return err
 			}
+			if err := o.parseOwner(); err != nil {
+				return usageError{err}
+			}
 			status, err := o.run(context.WithoutCancel(cmd.Context()), args)
 			if err != nil {
 				return err
@@ -69,13 +73,23 @@ func newRun(dir *string) *cobra.Command {
 	cmd.Flags().StringVar(&o.create.Driver, "driver", "kernel", "what stands behind a new controller: user or kernel")
 	cmd.Flags().StringSliceVar(&o.create.Allow, "allow", nil, "classes and devices for a new controller to take beside those of the default")
 	cmd.Flags().BoolVar(&o.userNS, "userns", false, "run in a user namespace of its own, too")
+	cmd.Flags().StringVar(&o.owner, "owner", "0:0", "who in the container owns a new controller and its devices, as UID:GID")
 	cmd.MarkFlagsOneRequired("controller", "new", "exclusive")
 	cmd.MarkFlagsMutuallyExclusive("controller", "new")
 	cmd.MarkFlagsMutuallyExclusive("controller", "exclusive")
 	cmd.MarkFlagsMutuallyExclusive("controller", "driver")
 	cmd.MarkFlagsMutuallyExclusive("controller", "allow")
+	cmd.MarkFlagsMutuallyExclusive("controller", "owner")
 	cmd.Flags().SetInterspersed(false) // flags behind COMMAND are its own
 	return cmd
+}
+
+func (o *runOptions) parseOwner() (err error) {
+	o.create.UID, o.create.GID, err = parseOwner(o.owner)
+	if err == nil && o.userNS && max(o.create.UID, o.create.GID) >= containerUIDs {
+		err = fmt.Errorf("--owner %s: a user namespace has users and groups below %d", o.owner, containerUIDs)
+	}
+	return err
 }
 
 // run returns the exit status of the command.
@@ -87,7 +101,8 @@ func (o *runOptions) run(ctx context.Context, argv []string) (status int, err er
 	}
 	entered := false
 	if o.isNew {
-		o.create.UID, o.create.GID = root, root
+		o.create.UID += root
+		o.create.GID += root
 		made, err := client.Create(ctx, o.create)
 		if err != nil {
 			return 0, err
@@ -104,6 +119,9 @@ func (o *runOptions) run(ctx context.Context, argv []string) (status int, err er
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, removeCgroup(cgroup)) }()
+	if err := os.Unsetenv("USBNS_RUN"); err != nil { // in the container it is another
+		return 0, err
+	}
 	b, err := box.Start(box.Config{
 		Argv: argv, Cgroup: cgroup, Hidden: []string{o.dir}, UserNS: root,
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,

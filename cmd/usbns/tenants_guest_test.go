@@ -210,12 +210,17 @@ func (n *tenant) seesOwn() {
 	n.awaitSight(n.own)
 }
 
-// usesOwn runs the stock tools inside.
+// usesOwn runs the stock tools inside, and ours, which find the container's own
+// socket.
 func (n *tenant) usesOwn() {
 	n.t.Helper()
 	out, err := n.Run("sh", "-c", "lsusb; usbip port")
 	if err != nil || strings.Count(out, "Device ") != 1 || strings.Count(out, "<Port in Use>") != 1 {
 		n.t.Errorf("%s sees %v\n%s", n.Name, err, out)
+	}
+	out, err = n.Run("usbns", "port", "-a")
+	if err != nil || strings.Count(out, "\n") != 2 || !strings.Contains(out, "\n0 ") {
+		n.t.Errorf("usbns port in %s prints %v\n%s", n.Name, err, out)
 	}
 }
 

@@ -36,7 +36,8 @@
 // The nodes of a device have the names that the kernel gives them, and one more
 // that stays the same when the device comes again: usbns/PORT/, and then the
 // interface and the kind of node, as in usbns/0/1.0-hidraw. The container's guard
-// allows a number before there is a node of it.
+// allows a number before there is a node of it. They are for the owner of the
+// controller, mode 0660, and so are sockets: see [View.Listen].
 //
 // # Whom it trusts
 //

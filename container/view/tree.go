@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -161,6 +162,9 @@ func (v *View) clearNodes() error {
 		return err
 	}
 	for _, port := range ports {
+		if _, err := strconv.Atoi(port); err != nil {
+			continue // a socket
+		}
 		names, err := readDir(v.dev, path.Join("usbns", port))
 		if err != nil {
 			return err
