@@ -131,7 +131,7 @@ func TestRestore(t *testing.T) {
 	first := disk.table(t)
 	create(t, first, "gone", &k)
 	c := create(t, first, "pad", &k)
-	must.OK(t, first.Delete(0))
+	must.OK(t, first.Delete(first.Controller(0)))
 	_, err := c.Attach(t.Context(), 2, Plug{Device: newScanner(t, usb.SpeedFull), DevID: testDevID, From: from})
 	must.OK(t, err)
 	_, err = c.Attach(t.Context(), 5, Plug{Device: newScanner(t, usb.SpeedFull), DevID: testDevID})
@@ -164,7 +164,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("the index that is free is 0, not %d", other.Index())
 	}
 	must.OK(t, c.Detach(2))
-	must.OK(t, second.Delete(1))
+	must.OK(t, second.Delete(second.Controller(1)))
 	if len(k.held) != 0 || len(disk.kept[1]) != 0 {
 		t.Errorf("left are %v, and on disk %v", k.held, disk.kept[1])
 	}
@@ -357,7 +357,7 @@ func TestReadyIsUndone(t *testing.T) {
 	if errs := c.RestorePorts(t.Context(), disk.kept[0], nil); errs != nil {
 		t.Fatal(errs)
 	}
-	must.OK(t, second.Delete(0))
+	must.OK(t, second.Delete(second.Controller(0)))
 	if port := <-undo; port != 2 || len(undo) != 0 {
 		t.Errorf("undone is port %d, and %d more", port, len(undo))
 	}

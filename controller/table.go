@@ -251,28 +251,21 @@ func (t *Table) All() []*Controller {
 }
 
 // Delete removes a controller and detaches all its ports. When it returns
-// nothing of them is left; only then its index can be used again. Errors are of
-// type [*Error].
-func (t *Table) Delete(index int) error {
+// nothing of them is left; only then its index can be used again, which is why it
+// takes no index. Errors are of type [*Error], ENOENT if c was deleted before.
+func (t *Table) Delete(c *Controller) error {
 	t.mu.Lock()
-	var c *Controller
-	if index >= 0 && index < len(t.list) {
-		c = t.list[index]
-	}
-	if c == nil {
+	if c.index >= len(t.list) || t.list[c.index] != c {
 		t.mu.Unlock()
-		return &Error{
-			Op: "delete", Controller: fmt.Sprintf("vhci_hcd.%d", index), Port: -1,
-			Errno: syscall.ENOENT, Err: errors.New("there is no such controller"),
-		}
+		return &Error{Op: "delete", Controller: c.String(), Port: -1, Errno: syscall.ENOENT, Err: errors.New("there is no such controller")}
 	}
-	t.list[index] = nil
+	t.list[c.index] = nil
 	delete(t.byName, c.cfg.Name)
 	t.mu.Unlock()
 
 	c.stop(errClosed)
 	c.running.Wait()
-	t.forget(index)
+	t.forget(c.index)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -26,8 +26,8 @@ func TestIndexesLowestFirst(t *testing.T) {
 		}
 	}
 	create(4, 0, 1, 2, 3)
-	must.OK(t, table.Delete(2))
-	must.OK(t, table.Delete(0))
+	must.OK(t, table.Delete(table.Controller(2)))
+	must.OK(t, table.Delete(table.Controller(0)))
 	create(3, 0, 2, 4)
 	for i, c := range table.All() {
 		if c.Index() != i {
@@ -38,7 +38,13 @@ func TestIndexesLowestFirst(t *testing.T) {
 		if table.Controller(index) != nil {
 			t.Errorf("there is a controller %d", index)
 		}
-		wantErrno(t, table.Delete(index), syscall.ENOENT)
+	}
+	last := table.Controller(4)
+	must.OK(t, table.Delete(last))
+	create(1, 4)
+	wantErrno(t, table.Delete(last), syscall.ENOENT)
+	if table.Controller(4) == nil {
+		t.Error("the controller that came to the index of a deleted one was deleted in its place")
 	}
 	table.Close()
 	if n := len(table.All()); n != 0 {
@@ -55,7 +61,7 @@ func TestNames(t *testing.T) {
 	}
 	_, err = table.Create(Config{Name: "c1", Driver: &User{}}, 1)
 	wantErrno(t, err, syscall.EEXIST)
-	must.OK(t, table.Delete(0))
+	must.OK(t, table.Delete(table.Controller(0)))
 	if table.ByName("c1") != nil {
 		t.Error("found by its name after Delete")
 	}
@@ -114,7 +120,7 @@ func TestSerial(t *testing.T) {
 			}
 			seen[c.Serial()] = true
 		}
-		must.OK(t, table.Delete(made[0].Index()))
+		must.OK(t, table.Delete(made[0]))
 	}
 }
 
@@ -129,7 +135,7 @@ func TestDeleteDetachesAll(t *testing.T) {
 		must.OK(t, err)
 	}
 	dev := made[0].Device(2)
-	must.OK(t, table.Delete(0))
+	must.OK(t, table.Delete(table.Controller(0)))
 	<-dev.Gone()
 	wantStatus(t, made[0], idle(DefaultHubPorts))
 }
@@ -151,7 +157,7 @@ func TestTableConcurrently(t *testing.T) {
 					t.Errorf("%s is not in the table", name)
 				}
 				table.All()
-				if err := table.Delete(made[0].Index()); err != nil {
+				if err := table.Delete(made[0]); err != nil {
 					t.Error(err)
 				}
 			}

@@ -236,7 +236,7 @@ func (k *containers) end(c *controller.Controller, m *member) {
 		if k.server.Table.Controller(c.Index()) != c {
 			return // somebody has deleted it
 		}
-		if err := k.server.Table.Delete(c.Index()); err != nil {
+		if err := k.server.Table.Delete(c); err != nil {
 			k.log.Warn("the controller of a container that has ended is left", "reason", err)
 		}
 	} else {
@@ -303,7 +303,7 @@ func (k *containers) restore(c *controller.Controller, in owner) bool {
 	}
 	k.log.Warn("a container of the earlier daemon is given up", "controller", c.String(), "reason", err)
 	if in.Temporary {
-		if err := k.server.Table.Delete(c.Index()); err != nil {
+		if err := k.server.Table.Delete(c); err != nil {
 			k.log.Warn("its controller is left", "reason", err)
 		}
 	}

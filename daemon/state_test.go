@@ -95,7 +95,7 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 		_, err := first.Table.Create(cfg, 1)
 		must.OK(t, err)
 	}
-	must.OK(t, first.Table.Delete(0))
+	must.OK(t, first.Table.Delete(first.Table.Controller(0)))
 	alice := first.Table.ByName("alice")
 	from := vhci.Record{Host: "shop", Port: "3240", BusID: "1-4"}
 	_, err = alice.Attach(t.Context(), 1, controller.Plug{Device: scanner, DevID: 7, From: from})
@@ -129,8 +129,8 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 	if strings.Contains(string(b), "ports\":[") {
 		t.Errorf("on disk is still %s", b)
 	}
-	must.OK(t, third.Table.Delete(1))
-	must.OK(t, third.Table.Delete(2))
+	must.OK(t, third.Table.Delete(third.Table.Controller(1)))
+	must.OK(t, third.Table.Delete(third.Table.Controller(2)))
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left on disk: %v, %v", left, err)
 	}
@@ -202,7 +202,7 @@ func TestExclusiveOutlivesTheDaemon(t *testing.T) {
 	if k, err := exclusive(second, cfg, "carol"); !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("carol has %d, %v", k, err)
 	}
-	must.OK(t, second.Table.Delete(0))
+	must.OK(t, second.Table.Delete(second.Table.Controller(0)))
 	third, cfg := daemon()
 	if k, err := exclusive(third, cfg, "carol"); k != 1 || err != nil {
 		t.Errorf("carol has %d, %v", k, err)

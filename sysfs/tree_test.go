@@ -200,7 +200,7 @@ func TestDeletedController(t *testing.T) {
 	defer unix.Close(detach)
 	read(t, bound)
 
-	if err := table.Delete(0); err != nil {
+	if err := table.Delete(table.Controller(0)); err != nil {
 		t.Fatal(err)
 	}
 	made, err := table.Create(controller.Config{Driver: &controller.User{}, Policy: policy.Open()}, 1)

@@ -104,7 +104,7 @@ func (s *Server) delete(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, s.Table.Delete(c.Index())
+	return nil, s.Table.Delete(c)
 }
 
 func (s *Server) ports(r *http.Request) (any, error) {

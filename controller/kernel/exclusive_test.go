@@ -118,7 +118,7 @@ func TestExclusive(t *testing.T) {
 	wantText(t, attach(t, other), "beside 2 exclusive controllers")
 
 	// When it is deleted, so is what it has, and others can have it.
-	must.OK(t, table.Delete(own.Index()))
+	must.OK(t, table.Delete(own))
 	wantEvent(t, events, controller.Detached)
 	must.OK(t, attach(t, other))
 	wantEvent(t, events, controller.Attached)
