@@ -233,10 +233,8 @@ func (k *containers) end(c *controller.Controller, m *member) {
 		}()
 	}
 	if m.Temporary {
-		if k.server.Table.Controller(c.Index()) != c {
-			return // somebody has deleted it
-		}
-		if err := k.server.Table.Delete(c); err != nil {
+		// Somebody may have deleted it.
+		if err := k.server.Table.Delete(c); err != nil && !errors.Is(err, syscall.ENOENT) {
 			k.log.Warn("the controller of a container that has ended is left", "reason", err)
 		}
 	} else {

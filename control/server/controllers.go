@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -55,7 +56,7 @@ func (s *Server) create(r *http.Request) (any, error) {
 	if req.Exclusive {
 		cfg.Exclusive = driver.Exclusive
 	}
-	made, err := s.Table.Create(cfg, max(req.Count, 1))
+	made, err := s.Table.Create(cfg, cmp.Or(req.Count, 1))
 	if err != nil {
 		return nil, err
 	}

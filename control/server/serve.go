@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -51,6 +52,7 @@ func (s *Server) serveRequests(ctx context.Context, l *net.UnixListener) error {
 	web := http.Server{
 		ReadTimeout:    requestTimeout,
 		MaxHeaderBytes: maxHeader,
+		ErrorLog:       slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, s.checkPeer(conn.(*net.UnixConn)))
 		},

@@ -156,6 +156,7 @@ func TestRefusals(t *testing.T) {
 	}
 	_, unknownDriver := c.Create(t.Context(), control.Create{Driver: "toaster"})
 	_, exclusive := c.Create(t.Context(), control.Create{Driver: "user", Exclusive: true})
+	_, negative := c.Create(t.Context(), control.Create{Driver: "user", Count: -3})
 	_, badPorts := c.Create(t.Context(), control.Create{Driver: "user", HubPorts: 99})
 	for name, test := range map[string]struct {
 		err   error
@@ -164,6 +165,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		"unknown driver":               {unknownDriver, syscall.EINVAL, "there is: user"},
 		"exclusive in user space":      {exclusive, syscall.EINVAL, "its driver is kernel, not user"},
+		"a negative number":            {negative, syscall.EINVAL, "-3"},
 		"too many ports":               {badPorts, syscall.EINVAL, "99"},
 		"unknown controller":           {c.Delete(t.Context(), "bob"), syscall.ENOENT, "usbns controller list"},
 		"attach to unknown controller": {with(func(a *control.Attach) { a.Controller = "7" }), syscall.ENOENT, `"7"`},
