@@ -96,11 +96,17 @@ func uringOpen(path string) (int, error) {
 	word := func(offset uint32) *uint32 { return (*uint32)(unsafe.Pointer(&rings[offset])) }
 	*word(p.sq.array) = 0
 	atomic.StoreUint32(word(p.sq.tail), 1)
-	_, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, ring, 1, 1, uringEnterEvents, 0, 0)
-	runtime.KeepAlive(name)
-	if errno != 0 {
-		return -1, fmt.Errorf("io_uring_enter: %w", errno)
+	// A signal, of Go's scheduler for one, ends the wait and not the request.
+	for submit := uintptr(1); atomic.LoadUint32(word(p.cq.tail)) == 0; {
+		submitted, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, ring, submit, 1, uringEnterEvents, 0, 0)
+		if errno != 0 && errno != unix.EINTR {
+			return -1, fmt.Errorf("io_uring_enter: %w", errno)
+		}
+		if errno == 0 {
+			submit -= submitted
+		}
 	}
+	runtime.KeepAlive(name)
 	result := int32(*word(p.cq.cqes + uringCQEResultOff))
 	if result < 0 {
 		return -1, unix.Errno(-result)
