@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 
@@ -38,6 +39,10 @@ func (a *attempt) inChild(c Case, r Result) Result {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	// The child dies with the thread that starts it, which other attempts are not
+	// to have and to end.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := cmd.Run(); err != nil {
 		r.Text = fmt.Sprintf("no namespaces: %v %s", err, bytes.TrimSpace(complaint.Bytes()))
 		return r
