@@ -29,12 +29,12 @@ import (
 	"github.com/usbns/usbns/usbip"
 )
 
-// A tenant is a container with a controller of its name, and a device.
+// A tenant is a container with a controller of its name, and devices.
 type tenant struct {
 	*runtimestest.Container
-	t      *testing.T
-	empty  sight // without the device
-	device escape.Target
+	t       *testing.T
+	empty   sight // without devices
+	devices []escape.Target
 }
 
 // A sight is what a container has in /dev and in /sys.
@@ -44,15 +44,27 @@ type sight struct {
 }
 
 // TestGuestContainersOfRuntimes has containers of LXC, runc and crun beside each
-// other, made as docs/containers.md says, each with a device of another kind. Each
-// has the nodes and links of its own and no others, whatever their runtime
-// changes, and when the daemon is killed and the next one comes. The device that
-// went in between has left nothing.
+// other, made as docs/containers.md says, each with three devices. Each has the
+// nodes and links of its own and no others, whatever their runtime changes, and
+// when the daemon is killed and the next one comes. The device that went in
+// between has left nothing.
 func TestGuestContainersOfRuntimes(t *testing.T) {
 	runtimestest.CheckLeaks(t)
 	const dir = "/run/usbns"
 	kill := startDaemonProcess(t, dir)
-	devices := exportDevices(t, "disk", "audio", "signpad", "signpad")
+	kinds := []string{
+		"disk", "fingerprint", "signpad", // lxc's
+		"audio", "signpad", "fingerprint", // runc's
+		"signpad", "fingerprint", "audio", // crun's
+		"signpad",
+	}
+	nodes := map[string]int{
+		"disk":        4, // usb, sda, sg0, bsg/0:0:0:0
+		"audio":       4, // usb, controlC0, pcmC0D0p, pcmC0D0c
+		"signpad":     3, // usb, hidraw, event
+		"fingerprint": 1, // usb
+	}
+	exported := exportDevices(t, kinds...)
 	documented(t, "Without a runtime", "")
 	documented(t, "A controller", "lxc", "--allow", "storage")
 	documented(t, "A controller", "runc")
@@ -64,9 +76,10 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 		all = append(all, n)
 	}
 	lxc, runc, crun := all[0], all[1], all[2]
-	lxc.device = attachTo(t, "lxc", "1-1", 4)   // usb, sda, sg0, bsg/0:0:0:0
-	runc.device = attachTo(t, "runc", "1-2", 4) // usb, controlC0, pcmC0D0p, pcmC0D0c
-	crun.device = attachTo(t, "crun", "1-3", 3) // usb, hidraw, event
+	for i, kind := range kinds[:9] {
+		n := all[i/3]
+		n.devices = append(n.devices, attachTo(t, n.Name, fmt.Sprintf("1-%d", i+1), nodes[kind]))
+	}
 	for _, n := range all {
 		n.seesOwn()
 		n.Update()
@@ -76,20 +89,20 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	for _, n := range all {
 		n.opensOwn(all)
 	}
-	devices[1].Close() // runc's goes while no daemon is there
+	exported[3].Close() // runc's first goes while no daemon is there
 	waitUntil(t, "the sound card is gone", func() bool {
-		_, err := os.Stat(runc.device.Path)
+		_, err := os.Stat(runc.devices[0].Path)
 		return errors.Is(err, fs.ErrNotExist)
 	})
+	runc.devices = runc.devices[1:]
 	startDaemonProcess(t, dir)
-	runc.seesNone()
-	for _, n := range []*tenant{lxc, crun} {
+	for _, n := range all {
 		n.seesOwn()
 		n.opensOwn(all)
 		n.usesOwn()
 	}
 	refuseForeignWriters(t, runc, crun)
-	if out, err := lxc.Run("usbip", "detach", "-p", "0"); err != nil {
+	if out, err := lxc.Run("sh", "-ec", "for p in 2 0 1; do usbip detach -p $p; done"); err != nil {
 		t.Errorf("detach inside: %v\n%s", err, out)
 	}
 	lxc.seesNone()
@@ -109,8 +122,8 @@ func proveLeak(t *testing.T, controller, neighbour string) {
 	c := runtimestest.Start(t, runtimestest.Runc, runtimestest.Config{
 		Name: controller, OCI: installed(t, "config", "oci", "-i", controller, "--allow-events"),
 	})
-	attachTo(t, controller, "1-3", 3)
-	attachTo(t, neighbour, "1-4", 3)
+	attachTo(t, controller, "1-7", 3)
+	attachTo(t, neighbour, "1-10", 3)
 	answer, well := diagnose(t, controller)
 	if well {
 		t.Error("the exit status says that all is private")
@@ -177,12 +190,14 @@ func (n *tenant) look() sight { return look(n.t, fmt.Sprintf("/proc/%d/root", n.
 func (n *tenant) own() sight {
 	own := sight{slices.Clone(n.empty.Nodes), slices.Clone(n.empty.Links)}
 	for _, link := range look(n.t, "").Links {
-		if link == n.device.Path || strings.HasPrefix(link, n.device.Path+"/") {
+		if slices.ContainsFunc(n.devices, func(d escape.Target) bool { return strings.HasPrefix(link+"/", d.Path+"/") }) {
 			own.Links = append(own.Links, link)
 		}
 	}
-	for _, node := range n.device.Nodes {
-		own.Nodes = append(own.Nodes, "/dev/"+node.Name)
+	for _, device := range n.devices {
+		for _, node := range device.Nodes {
+			own.Nodes = append(own.Nodes, "/dev/"+node.Name)
+		}
 	}
 	slices.Sort(own.Nodes)
 	slices.Sort(own.Links)
@@ -214,12 +229,14 @@ func (n *tenant) seesOwn() {
 // socket.
 func (n *tenant) usesOwn() {
 	n.t.Helper()
-	out, err := n.Run("sh", "-c", "lsusb; usbip port")
-	if err != nil || strings.Count(out, "Device ") != 1 || strings.Count(out, "<Port in Use>") != 1 {
-		n.t.Errorf("%s sees %v\n%s", n.Name, err, out)
+	out, err := n.Run("sh", "-c", "lsusb -t; lsusb -v 2>/dev/null; udevadm info --export-db; usbip port")
+	for _, word := range []string{": ID ", " If 0, ", "\nDevice Descriptor:", "\nE: DEVTYPE=usb_device\n", "<Port in Use>"} {
+		if err != nil || strings.Count(out, word) != len(n.devices) {
+			n.t.Errorf("%s has %q %d times, %v\n%s", n.Name, word, strings.Count(out, word), err, out)
+		}
 	}
 	out, err = n.Run("usbns", "port", "-a")
-	if err != nil || strings.Count(out, "\n") != 2 || !strings.Contains(out, "\n0 ") {
+	if err != nil || strings.Count(out, "\n") != 1+len(n.devices) {
 		n.t.Errorf("usbns port in %s prints %v\n%s", n.Name, err, out)
 	}
 }
@@ -245,10 +262,12 @@ func (n *tenant) opensOwn(all []*tenant) {
 	words := []string{"-c", `for n; do { true <"$n"; } 2>/dev/null && echo "$n"; done`, "sh"}
 	want := ""
 	for _, other := range all {
-		for _, node := range other.device.Nodes {
-			words = append(words, "/dev/"+node.Name)
-			if other == n {
-				want += "/dev/" + node.Name + "\n"
+		for _, device := range other.devices {
+			for _, node := range device.Nodes {
+				words = append(words, "/dev/"+node.Name)
+				if other == n {
+					want += "/dev/" + node.Name + "\n"
+				}
 			}
 		}
 	}
@@ -288,7 +307,7 @@ func refuseForeignWriters(t *testing.T, owner, stranger *tenant) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	info, err := usbip.RequestImport(t.Context(), conn, "1-4")
+	info, err := usbip.RequestImport(t.Context(), conn, "1-10")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +323,7 @@ func refuseForeignWriters(t *testing.T, owner, stranger *tenant) {
 	}
 	attach := os.NewFile(uintptr(fd), path)
 	defer attach.Close()
-	line := fmt.Sprintf("1 3 %d %d", info.DevID(), info.Speed) // the socket is descriptor 3
+	line := fmt.Sprintf("7 3 %d %d", info.DevID(), info.Speed) // the socket is descriptor 3
 	write := func(n *tenant, script string, args ...string) (string, error) {
 		cmd := n.inCgroup("sh", append([]string{"-c", script, "sh"}, args...)...)
 		cmd.ExtraFiles = []*os.File{socket, attach}
@@ -328,6 +347,6 @@ func refuseForeignWriters(t *testing.T, owner, stranger *tenant) {
 	if out, err := open(owner); err != nil {
 		t.Errorf("opened and written by the owner: %v\n%s", err, out)
 	}
-	installed(t, "detach", "-i", owner.Name, "-p", "1")
-	owner.seesNone()
+	installed(t, "detach", "-i", owner.Name, "-p", "7")
+	owner.seesOwn()
 }
