@@ -41,8 +41,8 @@ func newRun(dir *string) *cobra.Command {
 		Use:   "run (-i CONTROLLER | --new | --exclusive) [FLAGS] -- COMMAND [ARG...]",
 		Short: "Run a command with a controller of its own",
 		Long: "Run a command in namespaces of its own, where a controller is vhci_hcd.0 and the devices that are attached\n" +
-			"to it are the only USB devices. Its files are those of this machine. When the command ends its devices are\n" +
-			"detached, and the exit status is the command's.\n\n" +
+			"to it are the only USB devices. Its files are those of this machine; its network has nothing but lo, so attach\n" +
+			"from outside. When the command ends its devices are detached, and the exit status is the command's.\n\n" +
 			"Without --userns root in the container is root of this machine's files.",
 		Example: "  usbns run --new --driver kernel -- sh\n  usbns run --exclusive -- sh\n  usbns run -i alice --userns -- lsusb",
 
