@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/usbns/usbns/container/guard"
 )
 
 // runtimes are the kinds of container runtimes that usbns hook serves, and how
@@ -96,42 +98,24 @@ func (c hookCall) oci() ociHook {
 // ociConfig allows all devices of the classes that the guard rules over, which
 // has the last word.
 func ociConfig(w io.Writer, c hookCall) error {
-	majors, err := usbMajors()
+	classes, err := guard.Classes()
 	if err != nil {
 		return err
 	}
 	type rule struct {
 		Allow  bool   `json:"allow"`
 		Type   string `json:"type"`
-		Major  int    `json:"major"`
+		Major  uint32 `json:"major"`
 		Access string `json:"access"`
 	}
-	rules := make([]rule, len(majors))
-	for i, major := range majors {
-		rules[i] = rule{true, "c", major, "rwm"}
+	rules := make([]rule, len(classes))
+	for i, class := range classes {
+		rules[i] = rule{true, class.Kind(), class.Major, "rwm"}
 	}
 	return writeJSON(w, map[string]any{
 		"hooks": map[string]any{"createRuntime": []ociHook{c.oci()}},
 		"linux": map[string]any{"resources": map[string]any{"devices": rules}},
 	})
-}
-
-// usbMajors are the character devices that drivers of USB devices make: input,
-// video4linux, alsa, ttyACM, ttyUSB, usb_device and, if it is loaded, hidraw.
-func usbMajors() ([]int, error) {
-	majors := []int{13, 81, 116, 166, 188, 189}
-	text, err := os.ReadFile("/proc/devices")
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(string(text)) {
-		var major int
-		var name string
-		if n, _ := fmt.Sscan(line, &major, &name); n == 2 && name == "hidraw" {
-			majors = append(majors, major)
-		}
-	}
-	return majors, nil
 }
 
 // cdiConfig is as in the Container Device Interface 0.6.

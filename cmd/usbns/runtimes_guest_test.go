@@ -48,7 +48,7 @@ func exportDevices(t *testing.T, kinds ...string) (devices []usb.Device) {
 	exporter := &usbip.Exporter{}
 	for i, kind := range kinds {
 		busid := fmt.Sprintf("1-%d", i+1)
-		device, err := emulate.Open(kind, emulate.Options{Serial: serialOf(busid)})
+		device, err := openKind(kind, serialOf(busid))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -70,6 +70,13 @@ func exportDevices(t *testing.T, kinds ...string) (devices []usb.Device) {
 		<-served
 	})
 	return devices
+}
+
+func openKind(kind, serial string) (usb.Device, error) {
+	if kind == "camera" {
+		return newCamera(serial)
+	}
+	return emulate.Open(kind, emulate.Options{Serial: serial})
 }
 
 func serialOf(busid string) string { return "SERIAL-OF-" + busid }

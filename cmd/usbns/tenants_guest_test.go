@@ -54,20 +54,21 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	kill := startDaemonProcess(t, dir)
 	kinds := []string{
 		"disk", "fingerprint", "signpad", // lxc's
-		"audio", "signpad", "fingerprint", // runc's
-		"signpad", "fingerprint", "audio", // crun's
+		"audio", "signpad", "disk", // runc's
+		"signpad", "fingerprint", "camera", // crun's
 		"signpad",
 	}
 	nodes := map[string]int{
 		"disk":        4, // usb, sda, sg0, bsg/0:0:0:0
 		"audio":       4, // usb, controlC0, pcmC0D0p, pcmC0D0c
+		"camera":      4, // usb, video0, video1, media0
 		"signpad":     3, // usb, hidraw, event
 		"fingerprint": 1, // usb
 	}
 	exported := exportDevices(t, kinds...)
 	documented(t, "Without a runtime", "")
 	documented(t, "A controller", "lxc", "--allow", "storage")
-	documented(t, "A controller", "runc")
+	documented(t, "A controller", "runc", "--allow", "storage")
 	documented(t, "A controller", "crun")
 	var all []*tenant
 	for _, r := range runtimestest.All {

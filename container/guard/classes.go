@@ -4,9 +4,12 @@ package guard
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -17,12 +20,14 @@ type Device struct {
 	Major, Minor uint32
 }
 
-func (d Device) String() string {
-	kind := "c"
+func (d Device) String() string { return fmt.Sprintf("%s %d:%d", d.Kind(), d.Major, d.Minor) }
+
+// Kind returns "b" or "c".
+func (d Device) Kind() string {
 	if d.Block {
-		kind = "b"
+		return "b"
 	}
-	return fmt.Sprintf("%s %d:%d", kind, d.Major, d.Minor)
+	return "c"
 }
 
 // anyMinor is a whole class. No device has that number: minors have 20 bits.
@@ -78,8 +83,59 @@ func dynamic() []Device {
 	return list
 }
 
+// Classes returns the classes of devices that a guard rules over, sorted: those
+// whose numbers are fixed, and of the others those that a driver of this kernel
+// has registered. Minor means nothing. What else rules over a container's devices
+// has to let all of these through.
+func Classes() ([]Device, error) {
+	registered, err := readDevices()
+	if err != nil {
+		return nil, err
+	}
+	return classes(registered), nil
+}
+
+func classes(registered map[Device]bool) (list []Device) {
+	set := maps.Clone(registered)
+	for _, d := range fixed() {
+		if d.Minor == anyMinor {
+			set[d] = true
+		}
+	}
+	for d, usb := range set {
+		if usb {
+			list = append(list, Device{Block: d.Block, Major: d.Major})
+		}
+	}
+	slices.SortFunc(list, func(a, b Device) int {
+		return cmp.Or(strings.Compare(b.Kind(), a.Kind()), cmp.Compare(a.Major, b.Major)) // c before b
+	})
+	return list
+}
+
 // ruled returns what is refused unless it is allowed.
 func ruled() (map[Device]bool, error) {
+	registered, err := readDevices()
+	if err != nil {
+		return nil, err
+	}
+	return rule(registered), nil
+}
+
+func rule(registered map[Device]bool) map[Device]bool {
+	set := make(map[Device]bool)
+	for _, d := range dynamic() {
+		set[d] = true
+	}
+	maps.Copy(set, registered)
+	for _, d := range fixed() {
+		set[d] = true
+	}
+	maps.DeleteFunc(set, func(_ Device, on bool) bool { return !on })
+	return set
+}
+
+func readDevices() (map[Device]bool, error) {
 	f, err := os.Open("/proc/devices")
 	if err != nil {
 		return nil, fmt.Errorf("find the classes of devices: %w", err)
@@ -88,12 +144,10 @@ func ruled() (map[Device]bool, error) {
 	return parseDevices(f)
 }
 
-// parseDevices reads /proc/devices.
+// parseDevices reads /proc/devices: which classes are registered, and whether USB
+// devices come in them.
 func parseDevices(r io.Reader) (map[Device]bool, error) {
 	set := make(map[Device]bool)
-	for _, d := range dynamic() {
-		set[d] = true
-	}
 	block := false
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -114,14 +168,6 @@ func parseDevices(r io.Reader) (map[Device]bool, error) {
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read /proc/devices: %w", err)
-	}
-	for _, d := range fixed() {
-		set[d] = true
-	}
-	for d, on := range set {
-		if !on {
-			delete(set, d)
-		}
 	}
 	return set, nil
 }

@@ -3,6 +3,7 @@
 package guard
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,10 +22,11 @@ Block devices:
 `
 
 func TestRuled(t *testing.T) {
-	set, err := parseDevices(strings.NewReader(procDevices))
+	registered, err := parseDevices(strings.NewReader(procDevices))
 	if err != nil {
 		t.Fatal(err)
 	}
+	set := rule(registered)
 	for d, want := range map[Device]bool{
 		{false, 1, anyMinor}:   false,
 		{false, 13, anyMinor}:  true,
@@ -59,5 +61,28 @@ func TestRuledHere(t *testing.T) {
 	}
 	if set[Device{false, 1, anyMinor}] || !set[Device{false, 189, anyMinor}] {
 		t.Error("/proc/devices was not understood")
+	}
+}
+
+func TestClasses(t *testing.T) {
+	registered, err := parseDevices(strings.NewReader(procDevices))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := classes(registered)
+	for d, want := range map[Device]bool{
+		{Major: 1}:                false,
+		{Major: 13}:               true,
+		{Major: 188}:              true, // nobody has registered it
+		{Major: 241}:              true,
+		{Major: 240}:              false,
+		{Major: 242}:              false, // nor this, which anybody can get
+		{Major: 10}:               false,
+		{Block: true, Major: 8}:   true,
+		{Block: true, Major: 252}: false,
+	} {
+		if got := slices.Contains(list, d); got != want {
+			t.Errorf("%s %d is a class: %v, want %v", d.Kind(), d.Major, got, want)
+		}
 	}
 }
