@@ -80,7 +80,7 @@ func notLeak(t *testing.T) {
 func startContainer(t *testing.T, userNS bool) (pid int, cgroup string) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		t.Skip("needs root, to mount a cgroup file system")
 	}
 	root := t.TempDir()
 	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err != nil {

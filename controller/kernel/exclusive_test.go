@@ -11,8 +11,6 @@ import (
 	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
-	"github.com/usbns/usbns/usb"
-	"github.com/usbns/usbns/vhci"
 )
 
 // create makes a controller of d in a table.
@@ -139,12 +137,7 @@ func TestExclusiveBesideOthers(t *testing.T) {
 	must.OK(t, err)
 	defer others.Close()
 	h.hooked = func(int) bool { return true }
-	here, _ := must.Connect(t)
-	raw, err := here.SyscallConn()
-	must.OK(t, err)
-	must.OK(t, raw.Control(func(fd uintptr) {
-		must.OK(t, others.Attach(vhci.AttachRequest{Port: 4, SockFD: int(fd), DevID: 7, Speed: usb.SpeedHigh}))
-	}))
+	attachByHand(t, others, 4)
 	d := newDriver(t, h, must.TempDir(t))
 	table := new(controller.Table)
 	t.Cleanup(table.Close)

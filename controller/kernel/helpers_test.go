@@ -205,3 +205,14 @@ func killWorker(t testing.TB, path string) {
 		must.OK(t, unix.Kill(int(cred.Pid), unix.SIGKILL))
 	}))
 }
+
+// attachByHand puts what says nothing into a port of the kernel, past the driver.
+func attachByHand(t *testing.T, kernel *vhci.Driver, port int) {
+	t.Helper()
+	here, _ := must.Connect(t)
+	raw, err := here.SyscallConn()
+	must.OK(t, err)
+	must.OK(t, raw.Control(func(fd uintptr) {
+		must.OK(t, kernel.Attach(vhci.AttachRequest{Port: port, SockFD: int(fd), DevID: 7, Speed: usb.SpeedHigh}))
+	}))
+}

@@ -163,12 +163,7 @@ func TestPortsOfOthers(t *testing.T) {
 	must.OK(t, err)
 	defer others.Close()
 	h.hooked = func(int) bool { return true }
-	here, _ := must.Connect(t)
-	raw, err := here.SyscallConn()
-	must.OK(t, err)
-	must.OK(t, raw.Control(func(fd uintptr) {
-		must.OK(t, others.Attach(vhci.AttachRequest{Port: 0, SockFD: int(fd), DevID: 7, Speed: usb.SpeedHigh}))
-	}))
+	attachByHand(t, others, 0)
 	h.hooked = nil
 	c, events := newController(t, newDriver(t, h, must.TempDir(t)))
 	p, _ := export(t, "scanner")
