@@ -1,6 +1,10 @@
 package usb
 
-import "sync"
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+)
 
 // Endpoints knows which endpoints a device has at the moment, and of what type
 // they are. That follows from its descriptors and from the SET_CONFIGURATION
@@ -8,21 +12,30 @@ import "sync"
 // passes URBs on without a transfer type (a USB/IP session, usbfs, a capture)
 // shows each completed control transfer to Observe and asks Lookup.
 //
-// All methods are safe for concurrent use; Lookup takes a read lock and does
-// not allocate.
+// All methods are safe for concurrent use; Lookup takes no lock and does not
+// allocate.
 type Endpoints struct {
 	desc *Descriptors
-
-	mu         sync.RWMutex
-	config     *Configuration
-	alternates map[uint8]uint8 // interface number -> setting, where one was chosen
-	current    []*Endpoint     // of the settings chosen
-	places     [32]uint8       // 1 + the place in current of an address, 0 for none
+	now  atomic.Pointer[choice]
+	mu   sync.Mutex // of who changes now
 }
+
+// A choice is a configuration and the settings of its interfaces. It does not
+// change.
+type choice struct {
+	config     *Configuration  // nil: the device is not configured
+	alternates map[uint8]uint8 // interface number -> setting, where one was chosen
+	endpoints  []*Endpoint
+	places     [32]uint8 // 1 + the place in endpoints of an address, 0 for none
+}
+
+var unconfigured choice
 
 // NewEndpoints starts with the device unconfigured: only endpoint 0 exists.
 func NewEndpoints(d *Descriptors) *Endpoints {
-	return &Endpoints{desc: d}
+	e := &Endpoints{desc: d}
+	e.now.Store(&unconfigured)
+	return e
 }
 
 // Lookup returns the endpoint at a in the current configuration. Endpoint 0
@@ -31,10 +44,9 @@ func (e *Endpoints) Lookup(a Address) (Endpoint, bool) {
 	if a.Number() == 0 {
 		return Endpoint{Address: a & DirIn, Type: Control}, true
 	}
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	if n := e.places[a.index()]; n != 0 {
-		return *e.current[n-1], true
+	c := e.now.Load()
+	if n := c.places[a.index()]; n != 0 {
+		return *c.endpoints[n-1], true
 	}
 	return Endpoint{}, false
 }
@@ -42,24 +54,21 @@ func (e *Endpoints) Lookup(a Address) (Endpoint, bool) {
 // Configuration returns the value of the current configuration, 0 when the
 // device is not configured.
 func (e *Endpoints) Configuration() uint8 {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	if e.config == nil {
-		return 0
+	if c := e.now.Load().config; c != nil {
+		return c.Value
 	}
-	return e.config.Value
+	return 0
 }
 
 // Alternate returns the current setting of an interface, and false if the
 // current configuration has no such interface.
 func (e *Endpoints) Alternate(iface uint8) (uint8, bool) {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	i := e.config.find(iface)
+	c := e.now.Load()
+	i := c.config.find(iface)
 	if i == nil {
 		return 0, false
 	}
-	return e.setting(i).Setting, true
+	return c.setting(i).Setting, true
 }
 
 // Observe takes note of a control transfer that has completed. Anything but a
@@ -87,46 +96,46 @@ func (e *Endpoints) setConfiguration(value uint8) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.config, e.alternates = c, nil
-	e.rebuild()
+	e.now.Store(choose(c, nil))
 }
 
 func (e *Endpoints) setInterface(number, setting uint8) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.config.find(number).setting(setting) == nil {
+	c := e.now.Load()
+	if c.config.find(number).setting(setting) == nil {
 		return
 	}
-	if e.alternates == nil {
-		e.alternates = make(map[uint8]uint8)
-	}
-	e.alternates[number] = setting
-	e.rebuild()
+	alternates := map[uint8]uint8{}
+	maps.Copy(alternates, c.alternates)
+	alternates[number] = setting
+	e.now.Store(choose(c.config, alternates))
 }
 
-func (e *Endpoints) rebuild() {
-	e.current, e.places = nil, [32]uint8{}
-	if e.config == nil {
-		return
+func choose(config *Configuration, alternates map[uint8]uint8) *choice {
+	if config == nil {
+		return &unconfigured
 	}
-	for i := range e.config.Interfaces {
-		alt := e.setting(&e.config.Interfaces[i])
+	c := &choice{config: config, alternates: alternates}
+	for i := range config.Interfaces {
+		alt := c.setting(&config.Interfaces[i])
 		for j := range alt.Endpoints {
 			ep := &alt.Endpoints[j]
 			// Of two with one address the first counts, as in Linux.
-			if place := &e.places[ep.Address.index()]; *place == 0 {
-				e.current = append(e.current, ep)
-				*place = uint8(len(e.current))
+			if place := &c.places[ep.Address.index()]; *place == 0 {
+				c.endpoints = append(c.endpoints, ep)
+				*place = uint8(len(c.endpoints))
 			}
 		}
 	}
+	return c
 }
 
 // setting returns the setting i is in. Where there is no setting 0 it starts
 // with its first, as in Linux (usb_set_configuration in
 // drivers/usb/core/message.c).
-func (e *Endpoints) setting(i *Interface) *Alternate {
-	if alt := i.setting(e.alternates[i.Number]); alt != nil {
+func (c *choice) setting(i *Interface) *Alternate {
+	if alt := i.setting(c.alternates[i.Number]); alt != nil {
 		return alt
 	}
 	return &i.Alternates[0]
