@@ -30,18 +30,11 @@ type flight struct {
 
 var flights = sync.Pool{New: func() any { return new(flight) }}
 
-// free gives f back, which nobody else knows of.
-func (f *flight) free() {
-	f.s, f.outer, f.list = nil, nil, nil
-	f.done, f.answered, f.asked, f.back = false, false, false, false
-	f.inner = usb.URB{}
-	flights.Put(f)
-}
-
-// put frees f if nobody needs it any more. Shield.mu is held.
+// put gives f back if nobody needs it any more. Shield.mu is held.
 func (f *flight) put() {
 	if f.outer == nil && f.back && f.pins == 0 {
-		f.free()
+		*f = flight{packets: f.packets}
+		flights.Put(f)
 	}
 }
 
@@ -50,8 +43,9 @@ func (f *flight) unpin() {
 	f.put()
 }
 
-// fill makes the device's transfer of u, in memory that u can lose.
-func (f *flight) fill(u *usb.URB) {
+// fill makes the device's transfer, in memory that the submitter's can lose.
+func (f *flight) fill() {
+	u := f.outer
 	f.inner = usb.URB{
 		Endpoint: u.Endpoint, Type: u.Type, Setup: u.Setup, Flags: u.Flags,
 		Buffer: u.Buffer, MayKeep: u.MayKeep, StartFrame: u.StartFrame, Interval: u.Interval,
@@ -107,13 +101,23 @@ func (f *flight) plausible(s usb.Status) usb.Status {
 	return s
 }
 
-// take removes f from its list, pins it, and returns the transfer for the caller
-// to complete or to give back. Shield.mu is held.
-func (f *flight) take() *usb.URB {
+// leave takes f off its list, and returns its transfer, which is no longer
+// shielded. Shield.mu is held.
+func (f *flight) leave() *usb.URB {
 	u := f.outer
-	f.pins++
 	f.outer, u.Holder = nil, nil
 	f.list.remove(f)
+	return u
+}
+
+// settle gives the transfer its outcome and returns it, for the caller to
+// complete once Shield.mu, which is held, is not.
+func (f *flight) settle() *usb.URB {
+	u := f.leave()
+	if !f.answered {
+		f.copyTo(u)
+	}
+	f.put()
 	return u
 }
 

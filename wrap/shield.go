@@ -94,60 +94,50 @@ func (s *Shield) Close() error {
 
 // Submit implements [usb.Device].
 func (s *Shield) Submit(u *usb.URB) error {
-	control := u.Type == usb.Control && u.Endpoint.Number() == 0
-	if control && len(u.Buffer) != int(u.Setup.Length) {
-		return fmt.Errorf("%w: a control transfer of length %d with %d bytes", usb.ErrInvalid, u.Setup.Length, len(u.Buffer))
-	}
+	list := &s.others
 	var own bool
 	var b []byte
-	if control {
+	if u.Type == usb.Control && u.Endpoint.Number() == 0 {
+		if len(u.Buffer) != int(u.Setup.Length) {
+			return fmt.Errorf("%w: a control transfer of length %d with %d bytes", usb.ErrInvalid, u.Setup.Length, len(u.Buffer))
+		}
+		list = &s.control
 		b, own = s.ownAnswer(u.Setup)
 	}
-	f := flights.Get().(*flight)
-	if !own {
-		f.fill(u)
-	}
-	f.s, f.outer, f.list = s, u, &s.others
-	if control {
-		f.list = &s.control
-	}
-	if err := s.begin(f, own, b); err != nil {
-		f.free()
+	s.mu.Lock()
+	f, err := s.begin(u, list)
+	switch {
+	case err != nil:
+		s.mu.Unlock()
 		return err
-	}
-	if own {
+	case own:
+		answer(u, b)
+		f.answered, f.done, f.back = true, true, true
 		s.deliver()
 		return nil
 	}
-	return s.pass(f)
-}
-
-// begin takes note of f, and answers it with b if it is a request of our own. It
-// leaves mu held in that case.
-func (s *Shield) begin(f *flight, own bool, b []byte) error {
-	s.mu.Lock()
-	switch {
-	case s.closed:
-		s.mu.Unlock()
-		return usb.ErrGone
-	case s.orphans >= MaxOrphans:
-		s.mu.Unlock()
-		return usb.ErrTooMany
-	}
-	s.running.Add(1)
-	f.list.push(f)
-	f.outer.Holder = f
-	if own {
-		answer(f.outer, b)
-		f.answered, f.done, f.back = true, true, true
-		return nil
-	}
-	f.pins = 1 // until Submit is over
-	if f.list == &s.control {
+	f.fill()
+	f.pins = 1 // until pass is over
+	if list == &s.control {
 		s.arm(f)
 	}
 	s.mu.Unlock()
-	return nil
+	return s.pass(f)
+}
+
+// begin takes note of u. mu is held.
+func (s *Shield) begin(u *usb.URB, l *list) (*flight, error) {
+	switch {
+	case s.closed:
+		return nil, usb.ErrGone
+	case s.orphans >= MaxOrphans:
+		return nil, usb.ErrTooMany
+	}
+	s.running.Add(1)
+	f := flights.Get().(*flight)
+	f.s, f.outer, f.list, u.Holder = s, u, l, f
+	l.push(f)
+	return f, nil
 }
 
 // pass submits f to the device.
@@ -158,8 +148,7 @@ func (s *Shield) pass(f *flight) error {
 	switch {
 	case refused:
 		f.back = true
-		f.take()
-		f.pins--
+		f.leave()
 	case err != nil: // and it was cancelled meanwhile
 		f.back = true
 		s.orphans--
@@ -194,21 +183,15 @@ func innerCompleted(inner *usb.URB) {
 		f.done = true
 		s.deliver()
 	default:
-		u := f.take()
+		u := f.settle()
 		s.mu.Unlock()
-		s.complete(f, u)
+		s.complete(u)
 	}
 }
 
-// complete completes u, which was taken from f.
-func (s *Shield) complete(f *flight, u *usb.URB) {
-	if !f.answered {
-		f.copyTo(u)
-	}
+// complete completes a transfer that was settled.
+func (s *Shield) complete(u *usb.URB) {
 	u.Complete(u)
-	s.mu.Lock()
-	f.unpin()
-	s.mu.Unlock()
 	s.running.Done()
 }
 
@@ -240,9 +223,9 @@ func (s *Shield) deliverUntil(budget int) {
 			return
 		}
 		budget--
-		u := f.take()
+		u := f.settle()
 		s.mu.Unlock()
-		s.complete(f, u)
+		s.complete(u)
 		s.mu.Lock()
 	}
 	s.delivering = false
@@ -266,20 +249,19 @@ func (s *Shield) Cancel(u *usb.URB) {
 // gives it up.
 func (s *Shield) cancel(f *flight) {
 	s.askBack(f)
-	u := f.outer
-	if u == nil {
+	if f.outer == nil {
 		f.unpin()
 		s.mu.Unlock()
 		return
 	}
-	f.take()
 	if !f.done {
-		s.orphan(f, u, usb.StatusCancelled)
+		s.orphan(f, usb.StatusCancelled)
 	}
-	s.mu.Unlock()
-	s.complete(f, u)
-	s.mu.Lock()
+	u := f.settle()
 	f.unpin()
+	s.mu.Unlock()
+	s.complete(u)
+	s.mu.Lock()
 	s.deliver()
 }
 
@@ -293,9 +275,9 @@ func (s *Shield) askBack(f *flight) {
 	}
 }
 
-// orphan gives u, the transfer of f, an outcome that is not the device's. mu is
-// held.
-func (s *Shield) orphan(f *flight, u *usb.URB, status usb.Status) {
+// orphan gives the transfer of f an outcome that is not the device's. mu is held.
+func (s *Shield) orphan(f *flight, status usb.Status) {
+	u := f.outer
 	f.done, f.answered = true, true
 	if !f.back {
 		s.orphans++
@@ -335,7 +317,7 @@ func (s *Shield) expire() {
 		f.pins++
 		s.askBack(f)
 		if f.outer != nil && !f.done {
-			s.orphan(f, f.outer, usb.StatusTimedOut)
+			s.orphan(f, usb.StatusTimedOut)
 		}
 		f.unpin()
 	}
