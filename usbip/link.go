@@ -114,7 +114,7 @@ func (l *link) readFull(p []byte) error {
 			return noEOF(err)
 		}
 		l.pause()
-		n, err := l.conn.Read(p)
+		n, err := l.read(p)
 		l.resume()
 		if p = p[n:]; err != nil && len(p) > 0 {
 			return noEOF(err)
@@ -172,12 +172,19 @@ func (l *link) fill() error {
 		l.w = copy(l.in.b, l.in.b[l.r:l.w])
 		l.r = 0
 	}
-	n, err := l.conn.Read(l.in.b[l.w:])
+	n, err := l.read(l.in.b[l.w:])
 	l.w += n
 	if n > 0 {
 		return nil
 	}
 	return noEOF(err)
+}
+
+func (l *link) read(p []byte) (int, error) {
+	if l.raw.ok() {
+		return l.raw.read(p)
+	}
+	return l.conn.Read(p)
 }
 
 func (l *link) fillIdle() error {
@@ -362,8 +369,7 @@ func (l *link) drain() {
 func (l *link) writeAll(b *buffer) error {
 	for b.lo < b.hi {
 		l.conn.SetWriteDeadline(time.Now().Add(l.limits.WriteTimeout))
-		n, err := l.conn.Write(b.b[b.lo:min(b.hi, b.lo+pieceMax)])
-		b.lo += n
+		err := l.writePiece(b, min(b.hi, b.lo+pieceMax))
 		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 			return fmt.Errorf("%w within %v", errNotReading, l.limits.WriteTimeout)
 		}
@@ -374,4 +380,13 @@ func (l *link) writeAll(b *buffer) error {
 	// It must not be in the way of who writes next.
 	l.conn.SetWriteDeadline(time.Time{})
 	return nil
+}
+
+func (l *link) writePiece(b *buffer, end int) error {
+	if l.raw.ok() {
+		return l.raw.writeAll(b, end)
+	}
+	n, err := l.conn.Write(b.b[b.lo:end])
+	b.lo += n
+	return err
 }

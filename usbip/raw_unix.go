@@ -9,19 +9,25 @@ import (
 	"syscall"
 )
 
-// rawConn reads and writes a socket without blocking. Its functions are made
-// once, so that using them does not allocate.
+// rawConn reads and writes a socket without ever waiting in the kernel, whatever
+// mode the socket is in: others may share it, and change that. Its functions are
+// made once, so that using them does not allocate.
 type rawConn struct {
 	l  *link
 	rc syscall.RawConn
 
 	readFunc, writeFunc func(fd uintptr) bool
 
-	readErr error // of the reader
+	// Of the reader.
+	into    []byte // nil for link.in
+	n       int
+	readErr error
 
 	// Of whoever set link.writing.
 	writing  *buffer
-	call     func(fd int, b []byte) (int, error)
+	end      int // of what is to be written of it
+	more     bool
+	wait     bool
 	writeErr error
 }
 
@@ -49,26 +55,36 @@ func (r *rawConn) ok() bool { return r.rc != nil }
 
 // fill waits for input and reads it into link.in, which it takes from the pool
 // only when there is some.
-func (r *rawConn) fill() error {
-	r.readErr = nil
-	if err := r.rc.Read(r.readFunc); err != nil {
-		return err
-	}
-	return r.readErr
+func (r *rawConn) fill() (err error) {
+	r.l.w, err = r.read(nil)
+	return err
 }
 
-func (r *rawConn) tryRead(fd uintptr) bool {
-	l := r.l
-	if l.in == nil {
-		l.in = getBuffer(chunkSize)
+// read waits for input, as a net.Conn does.
+func (r *rawConn) read(p []byte) (int, error) {
+	r.into, r.n, r.readErr = p, 0, nil
+	if err := r.rc.Read(r.readFunc); err != nil {
+		return 0, err
 	}
-	n, err := retry(syscall.Read, fd, l.in.b)
+	return r.n, r.readErr
+}
+
+func (r *rawConn) tryRead(fd uintptr) (over bool) {
+	into := r.into
+	if into == nil {
+		if r.l.in == nil {
+			r.l.in = getBuffer(chunkSize)
+		}
+		into = r.l.in.b
+	}
+	n, err := recvNow(int(fd), into)
 	if n > 0 {
-		l.w = n
+		r.n = n
 		return true
 	}
-	l.in.free()
-	l.in = nil
+	if r.into == nil {
+		r.l.dropInput()
+	}
 	if errors.Is(err, syscall.EAGAIN) {
 		return false
 	}
@@ -78,46 +94,42 @@ func (r *rawConn) tryRead(fd uintptr) bool {
 	return true
 }
 
-// write writes as much of b as the socket takes at once. With more, what
-// follows is to leave in the same packet.
+// write writes of b what the socket takes at once: waiting is not for who
+// completes a transfer. With more, what follows is to leave in the same packet.
 func (r *rawConn) write(b *buffer, more bool) error {
 	if r.rc == nil {
 		return nil
 	}
-	r.writing, r.writeErr = b, nil
-	r.call = syscall.Write
-	if more {
-		r.call = writeMore
-	}
+	r.more, r.wait = more, false
+	return r.writeUntil(b, b.hi)
+}
+
+// writeAll waits until the socket has taken b.b[b.lo:end].
+func (r *rawConn) writeAll(b *buffer, end int) error {
+	r.more, r.wait = false, true
+	return r.writeUntil(b, end)
+}
+
+func (r *rawConn) writeUntil(b *buffer, end int) error {
+	r.writing, r.end, r.writeErr = b, end, nil
 	if err := r.rc.Write(r.writeFunc); err != nil {
 		return err
 	}
 	return r.writeErr
 }
 
-// tryWrite never asks to be called again: waiting is not for who completes a
-// transfer.
-func (r *rawConn) tryWrite(fd uintptr) bool {
-	b := r.writing
-	for b.lo < b.hi {
-		n, err := retry(r.call, fd, b.b[b.lo:b.hi])
-		if n > 0 {
+func (r *rawConn) tryWrite(fd uintptr) (over bool) {
+	for b := r.writing; b.lo < r.end; {
+		n, err := sendNow(int(fd), b.b[b.lo:r.end], r.more)
+		switch {
+		case n > 0:
 			b.lo += n
-			continue
-		}
-		if !errors.Is(err, syscall.EAGAIN) {
+		case errors.Is(err, syscall.EAGAIN):
+			return !r.wait
+		default:
 			r.writeErr = err
+			return true
 		}
-		break
 	}
 	return true
-}
-
-func retry(call func(int, []byte) (int, error), fd uintptr, b []byte) (int, error) {
-	for {
-		n, err := call(int(fd), b)
-		if err != syscall.EINTR {
-			return n, err
-		}
-	}
 }
