@@ -50,6 +50,7 @@ func startRelay(b *testing.B, exporter net.Conn) net.Conn {
 	f, err := exporter.(*net.TCPConn).File()
 	must.OK(b, err)
 	defer f.Close()
+	exporter.Close()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must.OK(b, err)
 	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "relay's")
