@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/usbns/usbns/internal/thread"
 )
 
 func identify(t *testing.T, tid int) *Caller {
@@ -156,28 +158,22 @@ func TestTakeFromLeader(t *testing.T) {
 	a, _ := pair(t, unix.SOCK_STREAM)
 	c := identify(t, os.Getpid())
 	take := func(unshare bool) error {
-		result := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		return thread.Run(func() error {
 			if unshare {
 				if err := unix.Unshare(unix.CLONE_FILES); err != nil {
-					result <- err
-					return
+					return err
 				}
 			}
-			tid := make(chan int)
+			tid, answer := unix.Gettid(), make(chan error)
 			go func() {
-				dup, err := c.takeFromLeader(<-tid, a)
+				dup, err := c.takeFromLeader(tid, a)
 				if err == nil {
 					unix.Close(dup)
 				}
-				result <- err
+				answer <- err
 			}()
-			tid <- unix.Gettid()
-			result <- nil // holds the thread until the answer is there
-		}()
-		err := <-result
-		return errors.Join(err, <-result)
+			return <-answer
+		})
 	}
 	if err := take(false); errors.Is(err, unix.ENOSYS) {
 		t.Skip("kernel without kcmp")
