@@ -59,7 +59,7 @@ func Run(ctx context.Context, dir string, log *slog.Logger, ready func()) error 
 	return run(ctx, dir, openBackend, log, ready)
 }
 
-func run(ctx context.Context, dir string, open func(dir string) (*backend, error), log *slog.Logger, ready func()) error {
+func run(ctx context.Context, dir string, open func(dir string, tenants *slog.Logger) (*backend, error), log *slog.Logger, ready func()) error {
 	if dir == control.OwnDir {
 		return fmt.Errorf("%s is for the sockets of the host's daemon (choose another directory with --run DIR)", dir)
 	}
@@ -82,14 +82,14 @@ func run(ctx context.Context, dir string, open func(dir string) (*backend, error
 	}
 	defer attach.Close()
 
-	b, err := open(dir)
+	tenants := slog.New(newQuiet(log.Handler()))
+	b, err := open(dir, tenants)
 	if err != nil {
 		return err
 	}
 	defer b.close()
 	s := &server.Server{Drivers: b.drivers, Log: log}
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
-	tenants := slog.New(newQuiet(log.Handler()))
 	s.Table = newTable(disk, log, tenants)
 	defer s.Table.Close()
 	boxes, closeFiles := openContainers(ctx, dir, s, disk.save, tenants)
@@ -149,12 +149,12 @@ type backend struct {
 }
 
 // openBackend needs no kernel module before a device is attached.
-func openBackend(dir string) (*backend, error) {
+func openBackend(dir string, tenants *slog.Logger) (*backend, error) {
 	workers := filepath.Join(dir, "workers")
 	if err := os.MkdirAll(workers, 0o700); err != nil {
 		return nil, fmt.Errorf("make a directory for workers: %w", err)
 	}
-	inKernel := kernel.New(kernel.Options{Dir: workers})
+	inKernel := kernel.New(kernel.Options{Dir: workers, Log: tenants})
 	return &backend{map[string]server.Driver{
 		"user":          {Driver: &controller.User{}},
 		"kernel":        {Driver: inKernel, Kernel: true, Exclusive: inKernel},

@@ -50,7 +50,7 @@ func daemonMain(dir, vault string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	open := func(string) (*backend, error) { return openVault(vault), nil }
+	open := func(string, *slog.Logger) (*backend, error) { return openVault(vault), nil }
 	if err := run(ctx, dir, open, log, func() { fmt.Println("ready") }); err != nil {
 		log.Error("the daemon ends", "reason", err)
 		return 1

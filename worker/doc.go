@@ -25,7 +25,9 @@
 // The daemon for its part believes nothing a worker tells: messages are bounded,
 // each answer has a deadline, descriptors are checked again, and a message that
 // is not the answer to a question or the end of a device ends the worker. When a
-// worker ends, so do its devices.
+// worker ends, so do its devices. What it wrote until then, a panic for instance,
+// is read from a pipe when it has ended: never by the daemon that found it, to
+// whom nobody can give the pipe.
 //
 // # The wire
 //

@@ -28,6 +28,7 @@ func Called() bool { return filepath.Base(os.Args[0]) == Name }
 
 // The descriptors a worker is started with.
 const (
+	stderrFD = 2 // a pipe that is read when the process has ended
 	listenFD = 3 // bound, not listening yet
 	daemonFD = 4
 )
@@ -41,6 +42,10 @@ const resetTimeout = time.Second
 
 // Main is the whole of a worker's process. It returns its exit status.
 func Main() int {
+	// A panic is not to wait until somebody reads of it.
+	if err := unix.SetNonblock(stderrFD, true); err != nil {
+		return 2
+	}
 	daemon, err := newWire(os.NewFile(daemonFD, "daemon"))
 	if err != nil {
 		return 2

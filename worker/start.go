@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"os"
@@ -23,17 +24,23 @@ const startTimeout = 30 * time.Second
 // ErrNone says that no worker listens on a socket.
 var ErrNone = errors.New("no worker is there")
 
+// maxOutput is how much is kept of what a worker writes: the reason of a panic,
+// and where it was, come first.
+const maxOutput = 4 << 10
+
 // Start starts a worker that listens on the socket path, which is replaced. The
-// directory must be the caller's alone.
-func Start(ctx context.Context, path string) (*Client, error) {
-	c, err := start(ctx, path)
+// directory must be the caller's alone. If the worker fails while this process
+// is there, failed is called with its exit and the beginning of what it wrote,
+// which may be anything.
+func Start(ctx context.Context, path string, failed func(exit error, output string)) (*Client, error) {
+	c, err := start(ctx, path, failed)
 	if err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	return c, nil
 }
 
-func start(ctx context.Context, path string) (*Client, error) {
+func start(ctx context.Context, path string, failed func(error, string)) (*Client, error) {
 	listener, err := bind(path)
 	if err != nil {
 		return nil, err
@@ -53,20 +60,35 @@ func start(ctx context.Context, path string) (*Client, error) {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("keep descriptors: %w", err)
 	}
+	output, stderr, err := os.Pipe()
+	if err != nil {
+		w.c.Close()
+		return nil, err
+	}
+	defer stderr.Close()
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{Name}, Dir: "/",
 		// The runtime would keep files of the cgroup open. A second CPU is more
 		// often woken in vain than it is of use, see "Speed".
 		Env:        []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0", "GOMAXPROCS=1"},
+		Stderr:     stderr,
 		ExtraFiles: []*os.File{listenFD - 3: listener, daemonFD - 3: theirs},
 		// Not in a session that a terminal's hang-up or Ctrl-C reaches.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Cloneflags: namespaces()},
 	}
 	if err := cmd.Start(); err != nil {
 		w.c.Close()
+		output.Close()
 		return nil, err
 	}
-	go cmd.Wait()
+	go func() {
+		exit := cmd.Wait()
+		text, _ := io.ReadAll(io.LimitReader(output, maxOutput))
+		output.Close()
+		if exit != nil {
+			failed(exit, string(text))
+		}
+	}()
 	c := newClient(w, cmd.Process)
 	if err := c.greet(ctx, startTimeout); err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -50,7 +51,7 @@ func socketPath(t testing.TB) string {
 
 func start(t testing.TB, path string) *worker.Client {
 	t.Helper()
-	c, err := worker.Start(t.Context(), path)
+	c, err := worker.Start(t.Context(), path, func(error, string) {})
 	must.OK(t, err)
 	t.Cleanup(c.Kill)
 	return c
@@ -204,6 +205,40 @@ func TestWhyADeviceEnds(t *testing.T) {
 	})
 }
 
+// A worker that panics is heard, as far as it is worth it.
+func TestFailedWorkerIsHeard(t *testing.T) {
+	path := socketPath(t)
+	type end struct {
+		exit   error
+		output string
+	}
+	ends := make(chan end, 1)
+	c, err := worker.Start(t.Context(), path, func(exit error, output string) { ends <- end{exit, output} })
+	must.OK(t, err)
+	t.Cleanup(c.Kill)
+	// With so many devices that a pipe does not hold all it says.
+	var imports sync.WaitGroup
+	defer imports.Wait()
+	for range 60 {
+		here, peer := must.Connect(t)
+		imports.Go(func() { _, _, _ = c.Import(t.Context(), here, devid, usb.SpeedHigh, patient) })
+		_, err := peer.Read(make([]byte, usbip.HeaderSize))
+		must.OK(t, err)
+	}
+	// The runtime does as in a panic, and tells of all goroutines.
+	must.OK(t, unix.Kill(listener(t, path), unix.SIGQUIT))
+	select {
+	case e := <-ends:
+		if e.exit.Error() != "exit status 2" || !strings.HasPrefix(e.output, "SIGQUIT: quit\n") ||
+			!strings.Contains(e.output, "worker.Main()") || len(e.output) > 4<<10 {
+			t.Errorf("%v, and %d bytes:\n%s", e.exit, len(e.output), e.output)
+		}
+	case <-time.After(patient):
+		t.Error("nobody tells how it ended")
+	}
+	must.Await(t, "end of the worker", c.Dead())
+}
+
 func TestSilentExporter(t *testing.T) {
 	c := start(t, socketPath(t))
 	here, _ := must.Connect(t)
@@ -251,8 +286,12 @@ func TestSandbox(t *testing.T) {
 			}
 		}
 	}
+	stderr, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pid))
+	if err != nil || !strings.HasPrefix(stderr, "pipe:") {
+		t.Errorf("it writes to %s, %v", stderr, err)
+	}
 	for _, link := range readLinks(t, fmt.Sprintf("/proc/%d/fd", pid)) {
-		if link != "/dev/null" && !strings.HasPrefix(link, "socket:") && !strings.HasPrefix(link, "anon_inode:") {
+		if link != "/dev/null" && link != stderr && !strings.HasPrefix(link, "socket:") && !strings.HasPrefix(link, "anon_inode:") {
 			t.Errorf("it has %s open", link)
 		}
 	}
@@ -315,7 +354,9 @@ func TestNothingIsLeft(t *testing.T) {
 	path := socketPath(t)
 	before := len(must.Descriptors(t))
 	for range 5 {
-		c, err := worker.Start(t.Context(), path)
+		c, err := worker.Start(t.Context(), path, func(exit error, output string) {
+			t.Errorf("it failed: %v: %s", exit, output)
+		})
 		must.OK(t, err)
 		dev := open(t, "loopback")
 		here, peer := must.Connect(t)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -43,6 +44,8 @@ type Options struct {
 	KernelTimeout time.Duration
 	// Sysfs is where the kernel's controllers are.
 	Sysfs vhci.Sysfs
+	// Log is for workers that fail. It has to quote what these wrote. Default: none.
+	Log *slog.Logger
 }
 
 // A Driver is a controller.Driver for checked devices. All methods are safe for
@@ -65,9 +68,10 @@ type Driver struct {
 func New(opts Options) *Driver {
 	opts.EnumerateTimeout = cmp.Or(opts.EnumerateTimeout, DefaultEnumerateTimeout)
 	opts.KernelTimeout = cmp.Or(opts.KernelTimeout, DefaultKernelTimeout)
+	opts.Log = cmp.Or(opts.Log, slog.New(slog.DiscardHandler))
 	return &Driver{
 		opts: opts, changed: newNotifier(), closed: make(chan struct{}),
-		workers: newWorkers(opts.Dir), leased: make(map[int]int), reserved: make(map[int]int),
+		workers: newWorkers(opts.Dir, opts.Log), leased: make(map[int]int), reserved: make(map[int]int),
 	}
 }
 

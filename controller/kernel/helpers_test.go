@@ -188,7 +188,7 @@ func plug(here net.Conn) controller.Plug {
 	}
 }
 
-// killWorker kills the process that listens on a socket.
+// killWorker has the process that listens on a socket end as if it panicked.
 func killWorker(t testing.TB, path string) {
 	t.Helper()
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: path})
@@ -202,7 +202,7 @@ func killWorker(t testing.TB, path string) {
 		if cred.Pid == int32(os.Getpid()) {
 			t.Fatal("the worker does not listen itself")
 		}
-		must.OK(t, unix.Kill(int(cred.Pid), unix.SIGKILL))
+		must.OK(t, unix.Kill(int(cred.Pid), unix.SIGQUIT))
 	}))
 }
 

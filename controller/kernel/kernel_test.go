@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,10 +63,23 @@ func TestAttachUseDetach(t *testing.T) {
 	}
 }
 
+// lines is a log.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
+}
+
 func TestHowADeviceEnds(t *testing.T) {
 	h := newHost(t, 1, 4)
 	dir := must.TempDir(t)
-	d := newDriver(t, h, dir)
+	log := make(lines, 10)
+	d := kernel.New(kernel.Options{
+		Dir: dir, Sysfs: h.Sysfs(), EnumerateTimeout: patient, KernelTimeout: patient,
+		Log: slog.New(slog.NewTextHandler(log, nil)),
+	})
+	t.Cleanup(func() { must.OK(t, d.Close()) })
 	c, events := newController(t, d)
 	attach := func(t *testing.T) func() {
 		t.Helper()
@@ -92,11 +106,20 @@ func TestHowADeviceEnds(t *testing.T) {
 			t.Errorf("it went for %v", e.Err)
 		}
 	})
-	t.Run("the worker is killed", func(t *testing.T) {
+	t.Run("the worker panics", func(t *testing.T) {
 		attach(t)
 		killWorker(t, filepath.Join(dir, "0"))
 		if e := wantEvent(t, events, controller.Detached); e.Err == nil || !strings.Contains(e.Err.Error(), "worker is gone") {
 			t.Errorf("it went for %v", e.Err)
+		}
+		select {
+		case line := <-log:
+			const want = `level=WARN msg="a worker has failed" controller=vhci_hcd.0 exit="exit status 2" output="SIGQUIT: quit\n`
+			if !strings.Contains(line, want) || strings.Count(line, "\n") != 1 {
+				t.Errorf("logged is\n%s, want\n%s", line, want)
+			}
+		case <-time.After(patient):
+			t.Error("nothing is logged")
 		}
 	})
 	attach(t) // with a new worker

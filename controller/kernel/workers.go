@@ -5,6 +5,8 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +19,7 @@ import (
 // device of it is in use here.
 type workers struct {
 	dir string
+	log *slog.Logger
 
 	mu   sync.Mutex
 	list map[int]*place
@@ -31,7 +34,9 @@ type place struct {
 	c  *worker.Client
 }
 
-func newWorkers(dir string) *workers { return &workers{dir: dir, list: make(map[int]*place)} }
+func newWorkers(dir string, log *slog.Logger) *workers {
+	return &workers{dir: dir, log: log, list: make(map[int]*place)}
+}
 
 func (ws *workers) path(index int) string { return filepath.Join(ws.dir, strconv.Itoa(index)) }
 
@@ -46,7 +51,7 @@ func (ws *workers) get(ctx context.Context, index int, start bool) (*place, *wor
 	}
 	p.users++
 	ws.mu.Unlock()
-	c, err := p.connect(ctx, ws.path(index), start)
+	c, err := p.connect(ctx, ws, start)
 	if err != nil {
 		ws.put(p)
 		return nil, nil, err
@@ -54,7 +59,7 @@ func (ws *workers) get(ctx context.Context, index int, start bool) (*place, *wor
 	return p, c, nil
 }
 
-func (p *place) connect(ctx context.Context, path string, start bool) (*worker.Client, error) {
+func (p *place) connect(ctx context.Context, ws *workers, start bool) (*worker.Client, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.c != nil {
@@ -65,10 +70,13 @@ func (p *place) connect(ctx context.Context, path string, start bool) (*worker.C
 			return p.c, nil
 		}
 	}
+	path := ws.path(p.index)
 	c, err := worker.Open(ctx, path)
 	// One that does not answer has been killed.
 	if err != nil && start && ctx.Err() == nil {
-		c, err = worker.Start(ctx, path)
+		c, err = worker.Start(ctx, path, func(exit error, output string) {
+			ws.log.Warn("a worker has failed", "controller", fmt.Sprint("vhci_hcd.", p.index), "exit", exit, "output", output)
+		})
 	}
 	p.c = c
 	return c, err
