@@ -128,6 +128,18 @@ func (h Host) keyboards(context.Context) (State, string, string) {
 	return OK, "system requests are off, no console listens", ""
 }
 
+func (h Host) drivers(context.Context) (State, string, string) {
+	release, err := h.read("proc/sys/kernel/osrelease")
+	dir := h.path("lib/modules/" + release)
+	if err == nil {
+		err = policy.Host{Modules: dir}.ClaimsKnown()
+	}
+	if err != nil {
+		return Partly, "which drivers claim a device by its numbers is not known", err.Error()
+	}
+	return OK, "claimed numbers are in " + dir, ""
+}
+
 func (h Host) cgroups(context.Context) (State, string, string) {
 	controllers, err := h.read("sys/fs/cgroup/cgroup.controllers")
 	if err != nil {

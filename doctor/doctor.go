@@ -88,6 +88,7 @@ func (h Host) Examine(ctx context.Context) []Check {
 		{"threads", "control files", h.threads},
 		{"vhci_hcd", "driver kernel", h.vhci},
 		{"keyboards", "driver kernel", h.keyboards},
+		{"drivers", "driver kernel", h.drivers},
 		{"cgroups", "containers", h.cgroups},
 		{"device programs", "containers", h.devicePrograms},
 		{"mounts", "containers", h.mounts},

@@ -56,6 +56,9 @@ func newPatient(t *testing.T) *patient {
 	p.write("dev/fuse", "")
 	p.write("proc/sys/kernel/yama/ptrace_scope", "1\n")
 	p.write("proc/sys/kernel/sysrq", "0\n")
+	p.write("proc/sys/kernel/osrelease", "6.12\n")
+	p.write("lib/modules/6.12/modules.alias", "")
+	p.write("lib/modules/6.12/modules.dep", "")
 	p.write("sys/fs/cgroup/cgroup.controllers", "cpu memory pids\n")
 	return p
 }
@@ -117,6 +120,7 @@ func TestEachAilmentIsFound(t *testing.T) {
 			}
 		}, "vhci_hcd", No, "authorized_default", "root hubs"},
 		{func(p *patient) { p.write("proc/sys/kernel/sysrq", "438\n") }, "keyboards", Partly, "refused", "sysctl kernel.sysrq=0"},
+		{func(p *patient) { p.write("proc/sys/kernel/osrelease", "6.13\n") }, "drivers", Partly, "not known", "run depmod"},
 		{func(p *patient) { p.remove("sys/fs/cgroup/cgroup.controllers") }, "cgroups", No, "version 2", "unified_cgroup_hierarchy"},
 		{func(p *patient) { p.fails["bpf"] = syscall.EPERM }, "device programs", No, "not permitted", "root"},
 		{func(p *patient) { p.fails["bpf"] = errors.New("not supported") }, "device programs", No, "not supported", "CONFIG_CGROUP_BPF"},

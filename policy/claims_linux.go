@@ -49,7 +49,7 @@ var keyless = map[string]bool{"wacom": true, "hid_playstation": true, "hid_ninte
 
 // Claims returns the drivers that claim a device by its numbers and make of it
 // what [Guarded] keeps out. It reads what depmod has written of the kernel's
-// modules, and finds nothing where that is not there.
+// modules, and finds nothing where that is not there: see [Host.ClaimsKnown].
 func (h Host) Claims(d *usb.Descriptors) ([]Claim, error) {
 	dir, err := h.modules()
 	if err != nil {
@@ -85,6 +85,22 @@ func (h Host) Claims(d *usb.Descriptors) ([]Claim, error) {
 		}
 	})
 	return claims, err
+}
+
+// ClaimsKnown returns nil where [Host.Claims] has something to read. Otherwise the
+// error says what has to be done.
+func (h Host) ClaimsKnown() error {
+	dir, err := h.modules()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"modules.alias", "modules.dep"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("drivers that claim a device by its numbers are not found: "+
+				"run depmod, or let a daemon in a container have the host's /lib/modules (%w)", err)
+		}
+	}
+	return nil
 }
 
 func (h Host) modules() (string, error) {

@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -76,9 +78,16 @@ func TestClaims(t *testing.T) {
 	if diff := cmp.Diff([]Claim{{"modem", Network}}, got); err != nil || diff != "" {
 		t.Errorf("an interface in another setting: %v\n%s", err, diff)
 	}
-	if got, err := (Host{Modules: t.TempDir()}).Claims(d); got != nil || err != nil {
+	must.OK(t, h.ClaimsKnown())
+	none := Host{Modules: t.TempDir()}
+	if got, err := none.Claims(d); got != nil || err != nil {
 		t.Errorf("where depmod has not run: %v, %v", got, err)
 	}
+	if err := none.ClaimsKnown(); err == nil || !strings.Contains(err.Error(), "run depmod") {
+		t.Errorf("where depmod has not run: %v", err)
+	}
+	must.OK(t, os.Remove(filepath.Join(h.Modules, "modules.dep")))
+	must.Is(t, h.ClaimsKnown(), fs.ErrNotExist)
 }
 
 func TestClaimedDeviceIsRefused(t *testing.T) {

@@ -41,5 +41,13 @@
 // 6.12. [Host.Claims] finds such drivers in what depmod has written of the
 // kernel's modules, and tells by where they are in the kernel's tree what they
 // make of a device. Drivers that are built in, that come from elsewhere, or that
-// were told of more numbers (new_id) are not found.
+// were told of more numbers (new_id) are not found. Where depmod has not written
+// anything no driver is: devices are let in all the same, since a machine whose
+// kernel has no modules could use none, and [Host.ClaimsKnown] says so.
+//
+// # Dead ends
+//
+// modules.builtin.modinfo has the aliases of drivers that are built in, but those
+// that come from tables of numbers only since Linux 6.18: on 6.12 and 6.1 it has
+// none of USB, whatever is built in.
 package policy

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 	"github.com/usbns/usbns/vhci"
 )
@@ -44,7 +45,8 @@ type Options struct {
 	KernelTimeout time.Duration
 	// Sysfs is where the kernel's controllers are.
 	Sysfs vhci.Sysfs
-	// Log is for workers that fail. It has to quote what these wrote. Default: none.
+	// Log is for what an attach does not tell. It has to quote, since workers that
+	// fail may have written anything. Default: none.
 	Log *slog.Logger
 }
 
@@ -112,6 +114,9 @@ func (d *Driver) open() (*vhci.Driver, error) {
 	if err := d.changed.start(); err != nil {
 		ports.Close()
 		return nil, err
+	}
+	if err := (policy.Host{}).ClaimsKnown(); err != nil {
+		d.opts.Log.Warn("devices are let in by what they say of themselves alone", "reason", err)
 	}
 	d.ports = ports
 	return ports, nil

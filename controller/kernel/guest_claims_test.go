@@ -5,13 +5,17 @@
 package kernel_test
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/usbns/usbns/controller"
+	"github.com/usbns/usbns/controller/kernel"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
@@ -33,12 +37,19 @@ func TestGuestDriverClaimsNumbers(t *testing.T) {
 		}}}},
 	}.Build(usb.SpeedHigh)
 	must.OK(t, err)
+	var log bytes.Buffer
 	attach := func() error {
+		log.Reset()
 		dev, err := emulate.New(emulate.Config{Speed: usb.SpeedHigh, Descriptors: desc})
 		must.OK(t, err)
+		d := kernel.New(kernel.Options{
+			Dir: must.TempDir(t), EnumerateTimeout: patient, KernelTimeout: patient,
+			Log: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		defer d.Close()
 		var table controller.Table
 		defer table.Close()
-		made, err := table.Create(controller.Config{Driver: newGuestDriver(t), Policy: policy.Guarded()}, 1)
+		made, err := table.Create(controller.Config{Driver: d, Policy: policy.Guarded()}, 1)
 		must.OK(t, err)
 		if _, err := made[0].Attach(t.Context(), 0, exportDevice(t, dev)); err != nil {
 			return err
@@ -52,6 +63,9 @@ func TestGuestDriverClaimsNumbers(t *testing.T) {
 		return nil
 	}
 	must.OK(t, attach())
+	if text := log.String(); !strings.Contains(text, "run depmod") {
+		t.Errorf("logged is %q", text)
+	}
 
 	var name unix.Utsname
 	must.OK(t, unix.Uname(&name))
@@ -65,4 +79,7 @@ func TestGuestDriverClaimsNumbers(t *testing.T) {
 		defer os.Remove(filepath.Join(dir, file))
 	}
 	must.Is(t, attach(), controller.ErrRefused)
+	if text := log.String(); text != "" {
+		t.Errorf("logged is %q", text)
+	}
 }
