@@ -103,6 +103,12 @@ func (c *Client) Take(number uint64) *Device {
 // Close leaves the worker alone. It ends if it has no device.
 func (c *Client) Close() { c.end(errLeft, false) }
 
+func (c *Client) left() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err == errLeft
+}
+
 // Kill ends the worker, and with it its devices.
 func (c *Client) Kill() { c.fail(errKilled) }
 

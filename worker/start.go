@@ -29,9 +29,9 @@ var ErrNone = errors.New("no worker is there")
 const maxOutput = 4 << 10
 
 // Start starts a worker that listens on the socket path, which is replaced. The
-// directory must be the caller's alone. If the worker fails while this process
-// is there, failed is called with its exit and the beginning of what it wrote,
-// which may be anything.
+// directory must be the caller's alone. If the worker fails before the Client is
+// closed, failed is called with its exit and the beginning of what it wrote, which
+// may be anything.
 func Start(ctx context.Context, path string, failed func(exit error, output string)) (*Client, error) {
 	c, err := start(ctx, path, failed)
 	if err != nil {
@@ -81,15 +81,16 @@ func start(ctx context.Context, path string, failed func(error, string)) (*Clien
 		output.Close()
 		return nil, err
 	}
+	c := newClient(w, cmd.Process)
 	go func() {
 		exit := cmd.Wait()
+		_ = output.SetReadDeadline(time.Now().Add(answerTimeout)) // others can have got the pipe from it
 		text, _ := io.ReadAll(io.LimitReader(output, maxOutput))
 		output.Close()
-		if exit != nil {
+		if exit != nil && !c.left() {
 			failed(exit, string(text))
 		}
 	}()
-	c := newClient(w, cmd.Process)
 	if err := c.greet(ctx, startTimeout); err != nil {
 		return nil, err
 	}
