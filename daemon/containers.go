@@ -300,11 +300,6 @@ func (k *containers) restore(c *controller.Controller, in owner) bool {
 		return true
 	}
 	k.log.Warn("a container of the earlier daemon is given up", "controller", c.String(), "reason", err)
-	if in.Temporary {
-		if err := k.server.Table.Delete(c); err != nil {
-			k.log.Warn("its controller is left", "reason", err)
-		}
-	}
 	return false
 }
 

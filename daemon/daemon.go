@@ -197,20 +197,22 @@ func restore(ctx context.Context, s *server.Server, disk *state, boxes *containe
 	var searches sync.WaitGroup
 	defer searches.Wait()
 	for i, one := range list {
-		if one.Container != nil && (boxes == nil || !boxes.restore(made[i], *one.Container)) {
-			if one.Container.Temporary {
-				continue
-			}
-			for p := range one.Ports {
-				one.Ports[p].Ending = true // whose it was is gone
-			}
+		gone := one.Container != nil && (boxes == nil || !boxes.restore(made[i], *one.Container))
+		for p := range one.Ports {
+			one.Ports[p].Ending = one.Ports[p].Ending || gone // nobody inherits them
 		}
-		if len(one.Ports) == 0 {
+		if len(one.Ports) == 0 && !gone {
 			continue
 		}
 		searches.Go(func() {
 			for _, err := range made[i].RestorePorts(ctx, one.Ports, nil) {
 				log.Warn("a device of the earlier daemon is detached", "reason", err)
+			}
+			if gone && one.Container.Temporary {
+				if err := s.Table.Delete(made[i]); err != nil {
+					log.Warn("the controller of a container that has ended is left", "reason", err)
+				}
+				return
 			}
 			if err := disk.save(made[i]); err != nil {
 				log.Error("state cannot be written", "controller", made[i].String(), "reason", err)

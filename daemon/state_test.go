@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -139,29 +140,37 @@ func TestStateOutlivesTheDaemon(t *testing.T) {
 // The devices of a container that is not there any more are found and let go of:
 // a later owner of the controller must not have them.
 func TestStateOfAContainerThatIsGone(t *testing.T) {
-	dir := t.TempDir()
-	scanner, err := emulate.NewScanner(emulate.Options{})
-	must.OK(t, err)
-	defer scanner.Close()
-	k := new(keeper)
-	first, err := begin(t, dir, k)
-	must.OK(t, err)
-	made, err := first.Table.Create(controller.Config{Driver: k, Policy: policy.Open()}, 1)
-	must.OK(t, err)
-	_, err = made[0].Attach(t.Context(), 0, controller.Plug{Device: scanner, DevID: 7})
-	must.OK(t, err)
-	file := filepath.Join(dir, "0.json")
-	b, err := os.ReadFile(file)
-	must.OK(t, err)
-	must.OK(t, os.WriteFile(file, bytes.Replace(b, []byte("{"), []byte(`{"container":{"pid":1,"root":"/"},`), 1), 0o600))
+	for _, temporary := range []bool{false, true} {
+		dir := t.TempDir()
+		scanner, err := emulate.NewScanner(emulate.Options{})
+		must.OK(t, err)
+		defer scanner.Close()
+		k := new(keeper)
+		first, err := begin(t, dir, k)
+		must.OK(t, err)
+		made, err := first.Table.Create(controller.Config{Driver: k, Policy: policy.Open()}, 1)
+		must.OK(t, err)
+		_, err = made[0].Attach(t.Context(), 0, controller.Plug{Device: scanner, DevID: 7})
+		must.OK(t, err)
+		file := filepath.Join(dir, "0.json")
+		b, err := os.ReadFile(file)
+		must.OK(t, err)
+		in := fmt.Appendf(nil, `{"container":{"pid":1,"root":"/","temporary":%v},`, temporary)
+		must.OK(t, os.WriteFile(file, bytes.Replace(b, []byte("{"), in, 1), 0o600))
 
-	second, err := begin(t, dir, k)
-	must.OK(t, err)
-	if p := second.Table.Controller(0).Ports()[0]; !p.Free() || k.device != nil {
-		t.Errorf("the port is %v, the device %v", p.Status, k.device)
-	}
-	if b, err := os.ReadFile(file); err != nil || bytes.Contains(b, []byte("ports\":[")) {
-		t.Errorf("on disk is still %s, %v", b, err)
+		second, err := begin(t, dir, k)
+		must.OK(t, err)
+		if k.device != nil {
+			t.Errorf("temporary %v: the device is still there", temporary)
+		}
+		b, err = os.ReadFile(file)
+		if c := second.Table.Controller(0); temporary {
+			if c != nil || !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("there is still %v, and on disk %s, %v", c, b, err)
+			}
+		} else if p := c.Ports()[0]; !p.Free() || err != nil || bytes.Contains(b, []byte("ports\":[")) {
+			t.Errorf("the port is %v, and on disk is still %s, %v", p.Status, b, err)
+		}
 	}
 }
 

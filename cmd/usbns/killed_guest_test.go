@@ -88,3 +88,31 @@ func TestGuestRunKilledAmidAttach(t *testing.T) {
 		t.Errorf("the kernel's ports: %v\n%s", err, out)
 	}
 }
+
+// What a container leaves that ends while no daemon is there ends with the next
+// one: a device that the kernel has by itself, too.
+func TestGuestRunEndsWithoutDaemon(t *testing.T) {
+	runtimestest.CheckLeaks(t)
+	const dir = "/run/usbns-without"
+	e := startExport(t, "127.0.0.1:0", "serial")
+	defer e.end()
+	for _, driver := range []string{"kernel", "kernel-direct"} {
+		kill := startDaemonProcess(t, dir)
+		s := startRun(t, dir, "--new", "--driver", driver)
+		s.Say(":") // it runs
+		execute(t, "attach", "--run", dir, "-r", e.addr, "-b", "1-1", "-i", "0")
+		kill(syscall.SIGKILL)
+		if status := s.exit(0); status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+		if kernelDevice(t) == "" {
+			t.Errorf("%s: the device went without a daemon", driver)
+		}
+		kill = startDaemonProcess(t, dir)
+		waitUntil(t, "the kernel has no device", func() bool { return kernelDevice(t) == "" })
+		if got := execute(t, "controller", "list", "--run", dir, "--json"); got != "[]\n" {
+			t.Errorf("%s: controllers are left: %s", driver, got)
+		}
+		kill(syscall.SIGTERM)
+	}
+}
