@@ -184,6 +184,13 @@ func (d *Driver) Close() error {
 	return errors.Join(errs...)
 }
 
+// Gone reports whether the controller has no files any more, as when the kernel's
+// module was unloaded. What is loaded after that has others.
+func (d *Driver) Gone() bool {
+	_, err := d.dir.Lstat("nports")
+	return errors.Is(err, fs.ErrNotExist)
+}
+
 func statusName(controller int) string {
 	if controller == 0 {
 		return "status"

@@ -91,11 +91,19 @@ func (d *Driver) Close() error {
 	return d.ports.Close()
 }
 
+// errUnloaded is for good. What covers the controllers in a container went with
+// them, so one that runs would see whatever came to others.
+var errUnloaded = errors.New("vhci_hcd was unloaded while the daemon ran, which uncovers the devices of all in running containers: " +
+	"load it, end these containers and restart the daemon")
+
 // open opens the kernel's controllers and makes their devices wait for us.
 func (d *Driver) open() (*vhci.Driver, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ports != nil {
+		if d.ports.Gone() {
+			return nil, errUnloaded
+		}
 		return d.ports, nil
 	}
 	ports, err := d.opts.Sysfs.Open(0)
@@ -233,6 +241,9 @@ func (l *lease) status() (vhci.Port, error) {
 
 // vacated tells whether the kernel has let go of the port and of the device.
 func (l *lease) vacated() bool {
+	if l.d.ports.Gone() {
+		return true
+	}
 	p, err := l.status()
 	if err != nil || !p.Free() {
 		return false

@@ -129,6 +129,26 @@ func TestHowADeviceEnds(t *testing.T) {
 	h.works(t, h.port())
 }
 
+// A module that is unloaded takes its devices with it, and what is loaded then is
+// not used.
+func TestUnloaded(t *testing.T) {
+	must.NotLeak(t)
+	h := newHost(t, 1, 4)
+	d := newDriver(t, h, must.TempDir(t))
+	p, _ := export(t, "scanner")
+	released := make(chan struct{})
+	p.Released = func() { close(released) }
+	a, err := d.Attach(t.Context(), p)
+	must.OK(t, err)
+	h.Unload()
+	must.Await(t, "end of the device", a.Done())
+	must.Await(t, "release of the port", released)
+	p, _ = export(t, "scanner")
+	if _, err := d.Attach(t.Context(), p); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // All controllers share the ports of the kernel.
 func TestPortsAreShared(t *testing.T) {
 	must.NotLeak(t)

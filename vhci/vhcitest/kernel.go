@@ -152,6 +152,27 @@ func (k *Kernel) Stop(controller int) {
 	k.putStatus(controller)
 }
 
+// Unload does what unloading the module does: the controllers are deleted, and
+// peers notice. Their ports still are to be finished.
+func (k *Kernel) Unload() {
+	k.tb.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for c := range k.geometry.Controllers {
+		k.check(os.RemoveAll(k.path(controllerDir(c))))
+	}
+	for _, s := range k.sockets {
+		shutdown(s)
+	}
+}
+
+// shutdown lets the peer notice although others have the socket too.
+func shutdown(s *os.File) {
+	if conn, err := s.SyscallConn(); err == nil {
+		_ = conn.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
+}
+
 // write is what stands behind write(2).
 func (k *Kernel) write(name string, text []byte) error {
 	switch name {
@@ -240,10 +261,7 @@ func (k *Kernel) finish(port int) {
 	if p.Status == vhci.StatusUsed {
 		k.check(os.RemoveAll(k.path(k.deviceDir(port))))
 	}
-	// Shut down, so that the peer notices although others have the socket too.
-	if conn, err := k.sockets[port].SyscallConn(); err == nil {
-		_ = conn.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
-	}
+	shutdown(k.sockets[port])
 	k.sockets[port].Close()
 	k.sockets[port] = nil
 	*p = vhci.Port{Number: p.Number, Hub: p.Hub, Status: vhci.StatusNull}
