@@ -59,6 +59,8 @@ func newBox(t *testing.T) *box {
 	}
 	b.write("sys/bus/usb/devices/x", "")
 	b.write("sys/class/x", "")
+	b.write("sys/devices/platform/vhci_hcd.0/usbip_debug", "")
+	b.write("sys/devices/platform/vhci_hcd.1/x", "")
 	b.write("proc/bus/x", "")
 	b.write("run/sys/x", "")
 	b.mount("/", "ext4", "/dev/sda")
@@ -68,6 +70,8 @@ func newBox(t *testing.T) *box {
 	for _, name := range view.Covered() {
 		b.mount(name, "tmpfs", "usbns")
 	}
+	b.mount("/sys/devices/platform/vhci_hcd.0/usbip_debug", "tmpfs", "usbns")
+	b.mount("/sys/devices/platform/vhci_hcd.1", "tmpfs", "usbns")
 	for _, name := range []string{"attach", "detach", "status", "nports"} {
 		b.mount("/sys/devices/platform/vhci_hcd.0/"+name, "fuse.usbns", "usbns")
 	}
@@ -151,6 +155,8 @@ func TestEachLeakIsFound(t *testing.T) {
 			b.mount("/proc/bus", "devtmpfs", "udev")
 			b.mounts[len(b.mounts)-1] = strings.Replace(b.mounts[len(b.mounts)-1], " / ", " /null ", 1)
 		}, "covers", OK, "covered", ""},
+		{func(b *box) { b.unmount(controllerDir + "usbip_debug") }, "covers", No, "vhci_hcd.0/usbip_debug", "usbns run"},
+		{func(b *box) { b.unmount("/sys/devices/platform/vhci_hcd.1") }, "covers", No, "not covered: /sys/devices/platform/vhci_hcd.1", "usbns run"},
 		{func(b *box) { b.mount("/dev", "devtmpfs", "udev") }, "covers", No, "not covered: /dev", "usbns config"},
 		{func(b *box) { b.write("proc/9/cgroup", "4:devices:/x\n") }, "cgroup", No, "no cgroup of version 2", "unified"},
 		{func(b *box) { b.write("proc/9/cgroup", "4:devices:/x\n") }, "guard", No, "there is none", "see cgroup"},

@@ -27,9 +27,16 @@ func (p *subject) covers(context.Context) (State, string, string) {
 	if host, err := p.hostNamespace("mnt"); err != nil || own == host {
 		return No, "it has the mounts of this machine, nothing is hidden", "give it a mount namespace of its own"
 	}
+	names := view.Covered()
+	devices, _ := os.ReadDir(p.path("sys/devices/platform"))
+	for _, d := range devices {
+		if strings.HasPrefix(d.Name(), "vhci_hcd.") {
+			names = append(names, view.CoveredOf(d.Name()))
+		}
+	}
 	var bare []string
 	covered := 0
-	for _, name := range view.Covered() {
+	for _, name := range names {
 		if _, err := os.Stat(p.path(name)); errors.Is(err, fs.ErrNotExist) {
 			continue // this kernel does not have it
 		}

@@ -41,6 +41,17 @@ func Covered() []string {
 	return all
 }
 
+// CoveredOf returns what [Cover] covers of a controller of the kernel, vhci_hcd.N:
+// its directory, or a file in it. What is mounted there goes when the kernel
+// deletes the controller, and what it makes then is not covered.
+func CoveredOf(controller string) string {
+	at := path.Join(platform, controller)
+	if at == hostController {
+		at = path.Join(at, "usbip_debug")
+	}
+	return "/" + at
+}
+
 // hostController is where the stock tools look for a controller. They want its
 // parent to be on a sysfs as well.
 const (
@@ -126,6 +137,24 @@ func wantType(dir int, name string, magic int64) error {
 	}
 	if stat.Type != magic {
 		return fmt.Errorf("/%s of the container has a file system of type %#x, not %#x", name, stat.Type, magic)
+	}
+	return nil
+}
+
+// wantControllers checks that the kernel's controllers are those that were covered.
+func wantControllers(root int) error {
+	c := coverer{root: root}
+	entries, err := c.list(platform)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "vhci_hcd.") {
+			continue
+		}
+		if err := wantType(root, strings.TrimPrefix(CoveredOf(e.Name()), "/"), unix.TMPFS_MAGIC); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -12,7 +12,8 @@
 // back: the processors, the network devices of its own namespace, and the bus
 // platform with vhci_hcd.0, which the stock tools look for, without its root hubs
 // and with files that cannot be used; other devices of that bus are covered, those
-// that come to it later are not. The files of a controller go over these: see
+// that come to it later are not, nor controllers that are made anew: [Open] does
+// not take such a container. The files of a controller go over these: see
 // container.BindController. Whatever the kernel adds to /sys later is covered as
 // well. In /proc some directories and files are covered by empty ones.
 //

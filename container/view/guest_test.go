@@ -303,9 +303,12 @@ func TestGuestOpenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(cgroup)
+	const cover = "mkdir -p /old; mount --bind /sys/devices/platform /old; " +
+		"for d in module bus class dev block devices; do mount -t tmpfs none /sys/$d; done; mkdir /sys/devices/platform; "
 	for script, want := range map[string]string{
-		"exec sleep 1000": "is not covered",
-		"for d in module bus class dev block devices; do mount -t tmpfs none /sys/$d; done; exec sleep 1000": "/dev",
+		"exec sleep 1000":         "is not covered",
+		cover + "exec sleep 1000": "/dev",
+		cover + "mount --bind /old /sys/devices/platform; exec sleep 1000": "not covered any more",
 	} {
 		cmd := exec.Command("unshare", "-mn", "sh", "-c", script)
 		if err := cmd.Start(); err != nil {

@@ -113,6 +113,9 @@ func (v *View) open(sys, dev *int) error {
 				}
 			}
 		}
+		if err := wantControllers(root); err != nil {
+			return fmt.Errorf("its /sys is not covered any more, as when vhci_hcd was unloaded: %w (end the container)", err)
+		}
 		if err := wantType(root, "dev", unix.TMPFS_MAGIC); err != nil {
 			return err
 		}
