@@ -230,7 +230,7 @@ func TestFailedWorkerIsHeard(t *testing.T) {
 	select {
 	case e := <-ends:
 		if e.exit.Error() != "exit status 2" || !strings.HasPrefix(e.output, "SIGQUIT: quit\n") ||
-			!strings.Contains(e.output, "worker.Main()") || len(e.output) > 4<<10 {
+			!strings.Contains(e.output, "\ngoroutine ") || len(e.output) > 4<<10 {
 			t.Errorf("%v, and %d bytes:\n%s", e.exit, len(e.output), e.output)
 		}
 	case <-time.After(patient):
