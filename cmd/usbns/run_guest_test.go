@@ -156,8 +156,7 @@ func (s *runShell) reachNoOthers(dir string) {
 }
 
 func TestGuestRun(t *testing.T) {
-	e := startExport(t, "127.0.0.1:3240", "signpad", "serial")
-	defer e.end()
+	exportDevices(t, "signpad", "ftdi")
 	for _, userNS := range []bool{false, true} {
 		t.Run(fmt.Sprintf("userns=%v", userNS), func(t *testing.T) { testRun(t, userNS) })
 	}
@@ -188,8 +187,8 @@ func testRun(t *testing.T, userNS bool) {
 			}
 		}
 	}
-	own := [2]string{"signature pad", "serial adapter"}
-	nodes := [2]string{"hidraw", "ttyACM"}
+	own := [2]string{"signature pad", "FT232"}
+	nodes := [2]string{"hidraw", "ttyUSB"}
 	sees := func() {
 		t.Helper()
 		for i := range shells {
@@ -209,6 +208,9 @@ func testRun(t *testing.T, userNS bool) {
 			}
 			if got := s.Say("head -c0 /dev/usbns/0/*-" + nodes[i]); got != "" && nodes[i] == "hidraw" {
 				t.Errorf("the node cannot be opened: %s", got)
+			}
+			if got := s.Say(echoFTDI); (got == "there and back\n") != (nodes[i] == "ttyUSB") {
+				t.Errorf("the serial adapter sends back %q", got)
 			}
 			if got := s.Say("ls /run/usbns-run " + dir); strings.Contains(got, "sock") {
 				t.Errorf("the daemon's directory shows\n%s", got)
@@ -233,7 +235,7 @@ func testRun(t *testing.T, userNS bool) {
 	}
 	shells[0].Say("/usr/sbin/usbip detach -p 0")
 	shells[0].until("lsusb; find /dev/usbns /dev/bus ! -type d ! -type s", "\n", false)
-	if got := execute(t, "port", "--run", dir, "-i", "1"); !strings.Contains(got, "1-1") && !strings.Contains(got, "serial") {
+	if got := execute(t, "port", "--run", dir, "-i", "1"); !strings.Contains(got, "FT232") {
 		t.Errorf("the neighbour's port shows\n%s", got)
 	}
 	if status := shells[0].exit(7); status != 7 {

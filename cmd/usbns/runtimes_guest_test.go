@@ -73,8 +73,11 @@ func exportDevices(t *testing.T, kinds ...string) (devices []usb.Device) {
 }
 
 func openKind(kind, serial string) (usb.Device, error) {
-	if kind == "camera" {
+	switch kind {
+	case "camera":
 		return newCamera(serial)
+	case "ftdi":
+		return newFTDI(serial)
 	}
 	return emulate.Open(kind, emulate.Options{Serial: serial})
 }

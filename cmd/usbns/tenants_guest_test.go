@@ -55,7 +55,7 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	kinds := []string{
 		"disk", "fingerprint", "signpad", // lxc's
 		"audio", "signpad", "disk", // runc's
-		"signpad", "fingerprint", "camera", // crun's
+		"signpad", "ftdi", "camera", // crun's
 		"signpad",
 	}
 	nodes := map[string]int{
@@ -63,6 +63,7 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 		"audio":       4, // usb, controlC0, pcmC0D0p, pcmC0D0c
 		"camera":      4, // usb, video0, video1, media0
 		"signpad":     3, // usb, hidraw, event
+		"ftdi":        3, // usb, ttyUSB0, gpiochip0
 		"fingerprint": 1, // usb
 	}
 	exported := exportDevices(t, kinds...)
@@ -101,6 +102,9 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 		n.seesOwn()
 		n.opensOwn(all)
 		n.usesOwn()
+	}
+	if out, err := crun.Run("sh", "-c", echoFTDI); err != nil || out != "there and back\n" {
+		t.Errorf("the serial adapter sends back %q, %v", out, err)
 	}
 	refuseForeignWriters(t, runc, crun)
 	if out, err := lxc.Run("sh", "-ec", "for p in 2 0 1; do usbip detach -p $p; done"); err != nil {

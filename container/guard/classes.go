@@ -33,12 +33,14 @@ func (d Device) Kind() string {
 // anyMinor is a whole class. No device has that number: minors have 20 bits.
 const anyMinor = 1<<32 - 1
 
-// classNames are the names in /proc/devices of what USB devices come in.
+// classNames are the names in /proc/devices of what USB devices come in. One can
+// come in several: an FT232R is a ttyUSB and, with its spare pins, a gpiochip.
 var classNames = map[string]bool{
 	"usb": true, "usb_device": true, "usbmon": true,
-	"hidraw": true, "input": true, "ttyACM": true, "ttyUSB": true,
+	"hidraw": true, "input": true, "ttyACM": true, "ttyUSB": true, "ttyHS": true,
 	"sd": true, "sr": true, "sg": true, "st": true, "bsg": true, "blkext": true,
 	"video4linux": true, "media": true, "cec": true, "DVB": true, "alsa": true, "sound": true,
+	"gpiochip": true, "i2c": true, "iio": true, "comedi": true, "gnss": true, "lirc": true, "mmc": true,
 	"cuse": true,
 }
 
@@ -47,8 +49,8 @@ var classNames = map[string]bool{
 func fixed() []Device {
 	var list []Device
 	char := func(major, minor uint32) { list = append(list, Device{Major: major, Minor: minor}) }
-	// st, input, sound, sg, video4linux, alsa, ttyACM, usb, ttyUSB, usb_device, DVB
-	for _, major := range []uint32{9, 13, 14, 21, 81, 116, 166, 180, 188, 189, 212} {
+	// st, input, sound, sg, video4linux, i2c, comedi, alsa, ttyACM, usb, ttyUSB, usb_device, DVB
+	for _, major := range []uint32{9, 13, 14, 21, 81, 89, 98, 116, 166, 180, 188, 189, 212} {
 		char(major, anyMinor)
 	}
 	// cuse, uinput and uhid make devices; so does vhci, of Bluetooth.
@@ -64,6 +66,7 @@ func fixed() []Device {
 	block(65, 71)
 	block(128, 135)
 	block(11, 11)   // sr
+	block(179, 179) // mmc
 	block(259, 259) // sd's partitions above 15
 	return list
 }

@@ -15,6 +15,7 @@ const procDevices = `Character devices:
 241 hidraw
 240 nvidia-uvm
 386 hidraw
+254 gpiochip
 
 Block devices:
   8 sd
@@ -34,6 +35,7 @@ func TestRuled(t *testing.T) {
 		{false, 188, anyMinor}: true, // nobody has registered it
 		{false, 241, anyMinor}: true,
 		{false, 386, anyMinor}: true,
+		{false, 254, anyMinor}: true,
 		{false, 240, anyMinor}: false,
 		{false, 242, anyMinor}: true, // anybody can get it
 		{true, 8, anyMinor}:    true,

@@ -32,7 +32,9 @@
 // # What it is not
 //
 // It cannot take an open device away: the device has to go. It does not know
-// whose a device is.
+// whose a device is. It leaves displays (drm, fb) to the runtime, since a graphics
+// card of the machine is what containers are given, although there are some for
+// USB.
 //
 // # Dead ends
 //
