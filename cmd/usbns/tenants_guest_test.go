@@ -41,13 +41,15 @@ type tenant struct {
 type sight struct {
 	Nodes []string // device nodes
 	Links []string // what the directories by class and number lead to
+	Hubs  []string // root hubs, which are no devices of the container's
 }
 
 // TestGuestContainersOfRuntimes has containers of LXC, runc and crun beside each
 // other, made as docs/containers.md says, each with three devices. Each has the
 // nodes and links of its own and no others, whatever their runtime changes, and
 // when the daemon is killed and the next one comes. The device that went in
-// between has left nothing.
+// between has left nothing. That of runc has a controller of the kernel's alone,
+// and those of LXC and crun have it after that.
 func TestGuestContainersOfRuntimes(t *testing.T) {
 	runtimestest.CheckLeaks(t)
 	const dir = "/run/usbns"
@@ -69,13 +71,11 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	exported := exportDevices(t, kinds...)
 	documented(t, "Without a runtime", "")
 	documented(t, "A controller", "lxc", "--allow", "storage")
-	documented(t, "A controller", "runc", "--allow", "storage")
+	documented(t, "A controller", "runc", "--allow", "storage", "--exclusive")
 	documented(t, "A controller", "crun")
 	var all []*tenant
 	for _, r := range runtimestest.All {
-		n := &tenant{Container: startWithController(t, r, string(r)), t: t}
-		n.empty = n.look()
-		all = append(all, n)
+		all = append(all, startTenant(t, r))
 	}
 	lxc, runc, crun := all[0], all[1], all[2]
 	for i, kind := range kinds[:9] {
@@ -103,6 +103,7 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 		n.opensOwn(all)
 		n.usesOwn()
 	}
+	hasWhole(t, runc, all)
 	if out, err := crun.Run("sh", "-c", echoFTDI); err != nil || out != "there and back\n" {
 		t.Errorf("the serial adapter sends back %q, %v", out, err)
 	}
@@ -118,6 +119,47 @@ func TestGuestContainersOfRuntimes(t *testing.T) {
 	waitUntil(t, "nothing is attached", func() bool { return inUse(t) == "" })
 	proveLeak(t, "runc", "crun")
 	installed(t, "controller", "delete", "lxc", "runc", "crun")
+	for _, r := range []runtimestest.Runtime{runtimestest.LXC, runtimestest.Crun} {
+		documented(t, "A controller", string(r), "--exclusive")
+		n := startTenant(t, r)
+		n.devices = append(n.devices, attachTo(t, n.Name, "1-7", 3))
+		n.seesOwn()
+		n.opensOwn([]*tenant{n})
+		hasWhole(t, n, []*tenant{n})
+		n.Stop()
+		waitUntil(t, "nothing is attached", func() bool { return inUse(t) == "" })
+		installed(t, "controller", "delete", n.Name)
+	}
+}
+
+func startTenant(t *testing.T, r runtimestest.Runtime) *tenant {
+	t.Helper()
+	n := &tenant{Container: startWithController(t, r, string(r)), t: t}
+	n.empty = n.look()
+	return n
+}
+
+// hasWhole fails the test unless the container has had both root hubs of the
+// kernel's last controller, from the start, and its devices and nobody else's are
+// there.
+func hasWhole(t *testing.T, n *tenant, all []*tenant) {
+	t.Helper()
+	const whole = "vhci_hcd.7"
+	if list := installed(t, "controller", "list", "--json"); strings.Count(list, `"exclusive": "`+whole+`"`) != 1 {
+		t.Errorf("controllers are\n%s", list)
+	}
+	dir := "/sys/devices/platform/" + whole
+	hubs, err := filepath.Glob(dir + "/usb*")
+	if err != nil || len(hubs) != 2 || !slices.Equal(n.empty.Hubs, hubs) {
+		t.Errorf("%s has the root hubs %v, want %v, %v", n.Name, n.empty.Hubs, hubs, err)
+	}
+	for _, other := range all {
+		for _, device := range other.devices {
+			if strings.HasPrefix(device.Path, dir+"/") != (other == n) {
+				t.Errorf("a device of %s is at %s", other.Name, device.Path)
+			}
+		}
+	}
 }
 
 // proveLeak has the doctor find out that a container hears of the devices of all.
@@ -184,16 +226,31 @@ func look(t *testing.T, root string) (s sight) {
 			}
 		}
 	}
+	hubs, err := filepath.Glob(root + "/sys/bus/usb/devices/usb*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, hub := range hubs {
+		if to, err := os.Readlink(hub); err == nil {
+			s.Hubs = append(s.Hubs, filepath.Join("/sys/bus/usb/devices", to))
+		}
+	}
+	s.sort()
+	return s
+}
+
+func (s *sight) sort() {
 	slices.Sort(s.Nodes)
 	slices.Sort(s.Links)
-	return s
+	slices.Sort(s.Hubs)
+	s.Hubs = slices.Compact(s.Hubs)
 }
 
 func (n *tenant) look() sight { return look(n.t, fmt.Sprintf("/proc/%d/root", n.PID())) }
 
 // own is what the host shows of the device, beside what the container always has.
 func (n *tenant) own() sight {
-	own := sight{slices.Clone(n.empty.Nodes), slices.Clone(n.empty.Links)}
+	own := sight{slices.Clone(n.empty.Nodes), slices.Clone(n.empty.Links), slices.Clone(n.empty.Hubs)}
 	for _, link := range look(n.t, "").Links {
 		if slices.ContainsFunc(n.devices, func(d escape.Target) bool { return strings.HasPrefix(link+"/", d.Path+"/") }) {
 			own.Links = append(own.Links, link)
@@ -203,9 +260,9 @@ func (n *tenant) own() sight {
 		for _, node := range device.Nodes {
 			own.Nodes = append(own.Nodes, "/dev/"+node.Name)
 		}
+		own.Hubs = append(own.Hubs, filepath.Dir(device.Path))
 	}
-	slices.Sort(own.Nodes)
-	slices.Sort(own.Links)
+	own.sort()
 	return own
 }
 
@@ -235,8 +292,8 @@ func (n *tenant) seesOwn() {
 func (n *tenant) usesOwn() {
 	n.t.Helper()
 	out, err := n.Run("sh", "-c", "lsusb -t; lsusb -v 2>/dev/null; udevadm info --export-db; usbip port")
-	for _, word := range []string{": ID ", " If 0, ", "\nDevice Descriptor:", "\nE: DEVTYPE=usb_device\n", "<Port in Use>"} {
-		if err != nil || strings.Count(out, word) != len(n.devices) {
+	for word, hubs := range map[string]int{": ID ": 1, " If 0, ": 0, "\nDevice Descriptor:": 1, "\nE: DEVTYPE=usb_device\n": 1, "<Port in Use>": 0} {
+		if err != nil || strings.Count(out, word) != len(n.devices)+hubs*len(n.empty.Hubs) {
 			n.t.Errorf("%s has %q %d times, %v\n%s", n.Name, word, strings.Count(out, word), err, out)
 		}
 	}
@@ -260,11 +317,14 @@ func (n *tenant) seesNone() {
 	n.awaitSight(func() sight { return n.empty })
 }
 
-// opensOwn opens the nodes of all tenants, of the host's /dev, in the cgroup of
-// one: what its guard lets through are those of its own device.
+// opensOwn opens the nodes of all tenants and of all root hubs, of the host's
+// /dev, in the cgroup of one: what its guard lets through are those of its own
+// devices.
 func (n *tenant) opensOwn(all []*tenant) {
 	n.t.Helper()
-	words := []string{"-c", `for n; do { true <"$n"; } 2>/dev/null && echo "$n"; done`, "sh"}
+	hubs, err := filepath.Glob("/dev/bus/usb/*/001")
+	must.OK(n.t, err)
+	words := append([]string{"-c", `for n; do { true <"$n"; } 2>/dev/null && echo "$n"; done`, "sh"}, hubs...)
 	want := ""
 	for _, other := range all {
 		for _, device := range other.devices {
