@@ -67,7 +67,8 @@ update-cache: bin/vmexec ## Fetch what Debian has newer of that.
 	bin/vmexec -update
 	$(GO) clean -testcache
 
-cross: ## Build for macOS and Windows what is to work there.
+cross: ## Build for arm64, and for macOS and Windows what is to work there.
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	@for os in darwin windows; do \
 		echo "GOOS=$$os $(GO) build $(PORTABLE)"; \
 		CGO_ENABLED=0 GOOS=$$os $(GO) build $(PORTABLE) || exit; \
