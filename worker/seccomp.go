@@ -16,7 +16,7 @@ var allowed = append([]uint32{
 	unix.SYS_READ, unix.SYS_WRITE, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_CLOSE,
 	unix.SYS_SENDTO, unix.SYS_RECVFROM, unix.SYS_SENDMSG, unix.SYS_RECVMSG, unix.SYS_SHUTDOWN,
 	unix.SYS_LISTEN, unix.SYS_ACCEPT4, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
-	unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT, unix.SYS_FCNTL, unix.SYS_FSTAT,
+	unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT, unix.SYS_FSTAT,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EPOLL_PWAIT, unix.SYS_EVENTFD2,
 
 	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_CLOCK_GETTIME, unix.SYS_GETTIMEOFDAY,
@@ -28,11 +28,17 @@ var allowed = append([]uint32{
 	unix.SYS_SET_ROBUST_LIST, unix.SYS_RSEQ,
 }, allowedHere...)
 
+// allowedOfFcntl are its commands that do nothing to anybody else: F_SETOWN and
+// F_SETSIG would send signals to all processes of the same user, other workers
+// among them.
+var allowedOfFcntl = []uint32{unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL}
+
 // Offsets in struct seccomp_data of include/uapi/linux/seccomp.h.
 const (
 	dataNumber = 0
 	dataArch   = 4
 	dataArg0   = 16 // the lower half, on little-endian machines
+	dataArg1   = 24
 	dataArg2   = 32
 )
 
@@ -62,6 +68,12 @@ func filter() []unix.SockFilter {
 		p = append(p, unix.SockFilter{Code: equal, K: number, Jf: uint8(len(tests))})
 		p = append(p, tests...)
 	}
+	oneOf := func(numbers []uint32) (p []unix.SockFilter) {
+		for i, number := range numbers {
+			p = append(p, unix.SockFilter{Code: equal, K: number, Jt: uint8(len(numbers) - i)})
+		}
+		return append(p, unix.SockFilter{Code: end, K: resultErrno | uint32(unix.EPERM)}, unix.SockFilter{Code: end, K: resultAllow})
+	}
 	// Threads, but no processes.
 	only(unix.SYS_CLONE, unix.SockFilter{Code: load, K: dataArg0},
 		unix.SockFilter{Code: hasBit, K: unix.CLONE_THREAD, Jf: 1},
@@ -72,16 +84,14 @@ func filter() []unix.SockFilter {
 	only(unix.SYS_TGKILL, unix.SockFilter{Code: load, K: dataArg0},
 		unix.SockFilter{Code: equal, K: uint32(os.Getpid()), Jf: 1},
 		unix.SockFilter{Code: end, K: resultAllow}, unix.SockFilter{Code: end, K: resultErrno | uint32(unix.EPERM)})
+	only(unix.SYS_FCNTL, append([]unix.SockFilter{{Code: load, K: dataArg1}}, oneOf(allowedOfFcntl)...)...)
 	// No new code.
 	for _, number := range []uint32{unix.SYS_MMAP, unix.SYS_MPROTECT} {
 		only(number, unix.SockFilter{Code: load, K: dataArg2},
 			unix.SockFilter{Code: hasBit, K: unix.PROT_EXEC, Jf: 1},
 			unix.SockFilter{Code: end, K: resultErrno | uint32(unix.EPERM)}, unix.SockFilter{Code: end, K: resultAllow})
 	}
-	for i, number := range allowed {
-		p = append(p, unix.SockFilter{Code: equal, K: number, Jt: uint8(len(allowed) - i)})
-	}
-	return append(p, unix.SockFilter{Code: end, K: resultErrno | uint32(unix.EPERM)}, unix.SockFilter{Code: end, K: resultAllow})
+	return append(p, oneOf(allowed)...)
 }
 
 // Of include/uapi/linux/seccomp.h.

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if worker.Called() {
 		os.Exit(worker.Main())
 	}
+	if os.Args[0] == worker.CaptiveName {
+		os.Exit(worker.Captive())
+	}
 	if os.Args[0] == relayName {
 		os.Exit(beRelay())
 	}
