@@ -271,12 +271,12 @@ func (c *Client) Import(ctx context.Context, conn syscall.Conn, devid uint32, sp
 		return err
 	}
 	got, err := c.call(ctx, m, conn, timeout+answerTimeout, func(got message) { _ = check(got) })
+	if err == nil || got.Error != nil {
+		err = check(got)
+	}
 	if ctx.Err() != nil {
 		d.Close()
 		return nil, usb.Raw{}, context.Cause(ctx)
-	}
-	if err == nil || got.Error != nil {
-		err = check(got)
 	}
 	if err != nil {
 		return nil, usb.Raw{}, err
@@ -303,7 +303,8 @@ func (d *Device) Serve(ctx context.Context, s syscall.Conn) error {
 	return err
 }
 
-// Close has the worker let go of the device. Ended tells when.
+// Close has the worker let go of the device, and returns when it has. One that
+// takes longer than it may is killed.
 func (d *Device) Close() {
 	select {
 	case <-d.ended:
@@ -312,6 +313,14 @@ func (d *Device) Close() {
 	}
 	// An error means that the worker has ended.
 	_, _ = d.c.call(context.Background(), message{Op: opClose, Device: d.id}, nil, answerTimeout, nil)
+	late := time.NewTimer(answerTimeout)
+	defer late.Stop()
+	select {
+	case <-d.ended:
+	case <-d.c.dead:
+	case <-late.C:
+		d.c.fail(errLate)
+	}
 }
 
 // Ended is closed when the worker has let go of the device, or has ended.

@@ -3,6 +3,7 @@
 package worker
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -156,6 +157,43 @@ func TestRogueImports(t *testing.T) {
 		t.Error("a device without descriptors is imported")
 	}
 	waitDead(t, c)
+}
+
+// endsUnseen is a context that has ended when one looks, after the answer.
+type endsUnseen struct{ context.Context }
+
+func (endsUnseen) Done() <-chan struct{} { return nil }
+func (endsUnseen) Err() error            { return context.Canceled }
+
+// A device that the worker does not have is forgotten, also when nobody waits for
+// it any more.
+func TestRefusedAsTheContextEnds(t *testing.T) {
+	c, r := greeted(t)
+	go func() {
+		r.answer(func(m *message) { m.Error = &failure{Text: "no"} })
+		r.answer(func(*message) {})
+	}()
+	if _, _, err := c.Import(endsUnseen{t.Context()}, nil, 1, usb.SpeedHigh, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n := len(c.devices); n != 0 {
+		t.Errorf("%d devices are remembered", n)
+	}
+}
+
+// A worker that says that it lets go of a device, and does not, holds nobody up.
+func TestRogueKeepsADevice(t *testing.T) {
+	t.Parallel() // it takes answerTimeout
+	c, r := greeted(t, 5)
+	d := c.Held()[0]
+	go r.answer(func(*message) {})
+	d.Close()
+	must.Await(t, "the end of the device", d.Ended())
+	if err := waitDead(t, c); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("it ended for %v", err)
+	}
 }
 
 // Descriptors that come with a message are not taken.
