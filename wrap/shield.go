@@ -152,8 +152,8 @@ func (s *Shield) pass(f *flight) error {
 	case err != nil: // and it was cancelled meanwhile
 		f.back = true
 		s.orphans--
-	case f.outer == nil && !f.back:
-		// The cancellation came before the device had it.
+	case f.asked && !f.back:
+		// The cancellation may have come before the device had it.
 		s.mu.Unlock()
 		s.dev.Cancel(&f.inner)
 		s.mu.Lock()

@@ -136,6 +136,51 @@ func TestCancelDoesNotWait(t *testing.T) {
 	must.OK(t, s.Close())
 }
 
+// late is a stranger that takes a transfer only when it was told to cancel it,
+// which it then does not know of.
+type late struct {
+	*stranger
+	submits, told, taken chan struct{}
+}
+
+func (d *late) Submit(u *usb.URB) error {
+	close(d.submits)
+	<-d.told
+	return d.stranger.Submit(u)
+}
+
+func (d *late) Cancel(u *usb.URB) {
+	select {
+	case <-d.told:
+		d.stranger.Cancel(u)
+	default:
+		close(d.told)
+		<-d.taken
+	}
+}
+
+// A transfer that is cancelled on its way to the device is cancelled there.
+func TestCancelOvertakesSubmit(t *testing.T) {
+	d := &late{newStranger(t), make(chan struct{}), make(chan struct{}), make(chan struct{})}
+	s := wrap.NewShield(d, nil, time.Hour)
+	completed := make(chan struct{})
+	u := &usb.URB{Type: usb.Bulk, Endpoint: 0x81, Buffer: make([]byte, 8), Complete: func(*usb.URB) { close(completed) }}
+	cancelled := make(chan struct{})
+	go func() {
+		defer close(cancelled)
+		<-d.submits
+		s.Cancel(u)
+	}()
+	must.OK(t, s.Submit(u))
+	close(d.taken)
+	must.Await(t, "the end of Cancel", cancelled)
+	must.Await(t, "the end of the transfer", completed)
+	if d.cancelled != 1 {
+		t.Errorf("the device was asked %d times to cancel what it has", d.cancelled)
+	}
+	must.OK(t, s.Close())
+}
+
 func TestOrphansAreBounded(t *testing.T) {
 	d := newStranger(t)
 	s := wrap.NewShield(d, nil, time.Hour)
