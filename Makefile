@@ -67,12 +67,13 @@ update-cache: bin/vmexec ## Fetch what Debian has newer of that.
 	bin/vmexec -update
 	$(GO) clean -testcache
 
-cross: ## Build for arm64, and for macOS and Windows what is to work there.
+cross: ## Build for arm64, and what is to work on macOS, on Windows and with 32 bits.
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	@for os in darwin windows; do \
 		echo "GOOS=$$os $(GO) build $(PORTABLE)"; \
 		CGO_ENABLED=0 GOOS=$$os $(GO) build $(PORTABLE) || exit; \
 	done
+	CGO_ENABLED=0 GOOS=linux GOARCH=386 $(GO) vet ./usb ./usbip ./emulate
 
 lint: ## Check the form of the code.
 	@unformatted=$$($(GO) tool gofumpt -l .) || exit; \

@@ -108,7 +108,7 @@ func TestImporterGivesUp(t *testing.T) {
 		"isochronous packet over its length":    {isoInURB(4, 4), iso(RetSubmit{Actual: 8, Packets: 2}, 8, usb.IsoPacket{Length: 4, Actual: 5}, usb.IsoPacket{Offset: 4, Length: 4, Actual: 3}), ErrProtocol},
 		"isochronous sum under actual_length":   {isoInURB(8), iso(RetSubmit{Actual: 8, Packets: 1}, 8, usb.IsoPacket{Length: 8, Actual: 7}), ErrProtocol},
 		"isochronous sum over actual_length":    {isoInURB(8), iso(RetSubmit{Actual: 7, Packets: 1}, 7, usb.IsoPacket{Length: 8, Actual: 8}), ErrProtocol},
-		"isochronous sum wraps":                 {isoInURB(8, 8), iso(RetSubmit{Actual: 4, Packets: 2}, 4, usb.IsoPacket{Actual: 8}, usb.IsoPacket{Actual: 0xfffffffc}), ErrProtocol},
+		"isochronous sum wraps":                 {isoInURB(8, 8), iso(RetSubmit{Actual: 4, Packets: 2}, 4, usb.IsoPacket{Actual: 8}, usb.IsoPacket{Actual: -4}), ErrProtocol},
 		"isochronous data without packets":      {isoInURB(8), iso(RetSubmit{Actual: 8}, 8), ErrProtocol},
 		"unknown sequence number":               {bulkInURB(8), func(seq uint32) []byte { return answer(0)(seq + 1) }, ErrProtocol},
 		"sequence number 0":                     {bulkInURB(8), func(uint32) []byte { return answer(0)(0) }, ErrProtocol},

@@ -187,7 +187,7 @@ func PutIsoPacket(b []byte, p usb.IsoPacket) {
 }
 
 // ParseIsoPacket decodes the first IsoPacketSize bytes of b. The numbers are
-// not checked; no one of them is negative.
+// not checked. With 32 bits, large ones become negative.
 func ParseIsoPacket(b []byte) usb.IsoPacket {
 	_ = b[IsoPacketSize-1]
 	return usb.IsoPacket{

@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// rawConn reads and writes a socket without ever waiting in the kernel, whatever
-// mode the socket is in: others may share it, and change that. Its functions are
-// made once, so that using them does not allocate.
+// rawConn reads and writes a socket without ever waiting in the kernel: on Linux,
+// whatever mode the socket is in, since others may share it and change that. Its
+// functions are made once, so that using them does not allocate.
 type rawConn struct {
 	l  *link
 	rc syscall.RawConn

@@ -82,7 +82,8 @@ func (sh shape) reason(c *CmdSubmit) usb.Status {
 // accept makes a transfer of c, or tells with which status it is refused.
 func (s *session) accept(c *CmdSubmit, sh shape) (*transfer, usb.Status, error) {
 	status := sh.reason(c)
-	size := charge(int(c.Length), sh.packets)
+	length := int(c.Length)
+	size := charge(length, sh.packets)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -90,7 +91,8 @@ func (s *session) accept(c *CmdSubmit, sh shape) (*transfer, usb.Status, error) 
 		return nil, 0, protocolError("sequence number %d twice in flight", c.Seq)
 	case status != usb.StatusOK:
 		return nil, status, nil
-	case len(s.transfers) >= s.limits.URBs, s.bytes+s.queued+size > s.limits.Bytes:
+	// With 32 bits, size can overflow where length is above the limit.
+	case len(s.transfers) >= s.limits.URBs, length > s.limits.Bytes, s.bytes+s.queued+size > s.limits.Bytes:
 		return nil, usb.StatusNoMemory, nil
 	}
 	t := transferPool.Get().(*transfer)

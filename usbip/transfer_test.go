@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"runtime"
@@ -195,7 +196,7 @@ func TestDeviceOverstates(t *testing.T) {
 		copy(secret.Buffer, bytes.Repeat([]byte("secret"), 20))
 		must.OK(t, usb.Do(t.Context(), i, &secret))
 		dev.respond = func(_ *fakeDevice, u *usb.URB) bool {
-			u.Status, u.Actual = usb.StatusOK, 1<<40
+			u.Status, u.Actual = usb.StatusOK, math.MaxInt
 			u.Complete(u)
 			return true
 		}
