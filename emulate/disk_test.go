@@ -247,6 +247,7 @@ func TestDiskAnswers(t *testing.T) {
 		"serial number":     {cdb(scsiInquiry, 1, 0x80, 0, 255), 255, []byte{0, 0x80, 0, 4, '0', '0', '0', '1'}},
 		"capacity":          {cdb(scsiReadCapacity10), 8, []byte{0, 0, 0x0f, 0xff, 0, 0, 2, 0}},
 		"capacity, 16":      {cdb(scsiServiceActionIn, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12), 12, []byte{0, 0, 0, 0, 0, 0, 0x0f, 0xff, 0, 0, 2, 0}},
+		"capacity, 16, all": {cdb(scsiServiceActionIn, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff), 32, append([]byte{0, 0, 0, 0, 0, 0, 0x0f, 0xff, 0, 0, 2, 0}, make([]byte, 20)...)},
 		"cache":             {cdb(scsiModeSense6, 0, 0x08, 0, 192), 192, append([]byte{23, 0, 0, 0, 8, 18, 4}, make([]byte, 17)...)},
 		"all pages":         {cdb(scsiModeSense6, 0, 0x3f, 0, 4), 4, []byte{23, 0, 0, 0}},
 		"cache, changeable": {cdb(scsiModeSense6, 0, 0x48, 0, 7), 7, []byte{23, 0, 0, 0, 8, 18, 0}},

@@ -90,7 +90,7 @@ func (d *scsiUnit) parse(cb [16]byte, n int) diskCommand {
 		if cb[1]&0x1f != 0x10 {
 			return refuse(senseInvalidField)
 		}
-		return answer(d.capacity16(), int(be32(cb[10:])))
+		return answer(d.capacity16(), int(min(be32(cb[10:]), 0xffff)))
 	case scsiRead10, scsiWrite10:
 		return d.move(cb[0] == scsiRead10, uint64(be32(cb[2:])), uint32(be16(cb[7:])))
 	case scsiRead16, scsiWrite16:
