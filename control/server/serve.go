@@ -53,6 +53,8 @@ func (s *Server) serveRequests(ctx context.Context, l *net.UnixListener) error {
 		ReadTimeout:    requestTimeout,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
+		// A closed connection does not end a request whose body was not read whole.
+		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, s.checkPeer(conn.(*net.UnixConn)))
 		},

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -46,8 +47,8 @@ func newServer(table *controller.Table) *server.Server {
 	return &server.Server{Table: table, Drivers: drivers, Log: slog.New(slog.DiscardHandler)}
 }
 
-// serve serves in a directory until the test ends.
-func serve(t *testing.T, s *server.Server, dir string) {
+// serve serves in a directory until stop, or until the test ends.
+func serve(t *testing.T, s *server.Server, dir string) (stop func()) {
 	t.Helper()
 	api, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, control.Socket)})
 	if err != nil {
@@ -60,12 +61,14 @@ func serve(t *testing.T, s *server.Server, dir string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, api, attach) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // export offers a scanner as 1-1 and returns a connection to it past IMPORT.

@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -15,6 +18,7 @@ import (
 	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
 	"github.com/usbns/usbns/usb"
 )
@@ -253,4 +257,33 @@ func TestTransfersAtOnceAreBounded(t *testing.T) {
 	}
 	leave()
 	waiting.Wait()
+}
+
+// Net/http hears of a client's end only when it has read all of the request, and
+// what reads JSON stops behind it.
+func TestTransferEndsWithTheServer(t *testing.T) {
+	table := new(controller.Table)
+	dir := must.TempDir(t)
+	stop := serve(t, newServer(table), dir)
+	t.Cleanup(table.Close) // before stop, which would wait if this fails
+	dev := newSilent(t)
+	plug(t, table, dev)
+	await(t, dev.submitted, 1)
+	conn, err := net.Dial("unix", filepath.Join(dir, control.Socket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := `{"endpoint": 129, "timeout_ms": 600000}` + strings.Repeat(" ", 100_000)
+	_, err = fmt.Fprintf(conn, "POST /v1/controllers/0/ports/0/transfer HTTP/1.1\r\nHost: usbns\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, dev.submitted, 1)
+	ended := make(chan struct{}, 1)
+	go func() {
+		stop()
+		ended <- struct{}{}
+	}()
+	await(t, ended, 1)
 }
