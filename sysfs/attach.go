@@ -77,7 +77,9 @@ func (a *attacher) plug(ctx context.Context, f *file, tid int, text []byte) erro
 		return err
 	}
 	p := controller.Plug{Conn: conn, Speed: r.Speed, DevID: r.DevID, SockFD: r.SockFD}
-	p.From.Host, p.From.Port, _ = net.SplitHostPort(conn.RemoteAddr().String())
+	if _, ok := conn.RemoteAddr().(*net.TCPAddr); ok { // the name of a Unix socket may be anything
+		p.From.Host, p.From.Port, _ = net.SplitHostPort(conn.RemoteAddr().String())
+	}
 	if _, err := f.c.Attach(ctx, r.Port, p); err != nil {
 		conn.Close()
 		return err

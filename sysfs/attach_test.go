@@ -23,6 +23,7 @@ import (
 	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
+	"github.com/usbns/usbns/vhci"
 )
 
 // first waits for the first bytes of the importer, and returns the connection as
@@ -64,6 +65,27 @@ func TestAttach(t *testing.T) {
 		t.Error(err)
 	}
 	<-dev.Gone()
+}
+
+// Whoever attaches names a Unix socket as he likes, and whoever lists ports has
+// what it says on his terminal.
+func TestAttachShowsNoNameOfAUnixSocket(t *testing.T) {
+	f, table := start(t, 1, nil)
+	c := table.Controller(0)
+	l, err := net.Listen("unix", filepath.Join(must.TempDir(t), "\x1bc:1"))
+	must.OK(t, err)
+	defer l.Close()
+	here, err := net.Dial("unix", l.Addr().String())
+	must.OK(t, err)
+	defer here.Close()
+	peer, err := l.Accept()
+	must.OK(t, err)
+	defer peer.Close()
+	serve(t, peer)
+	must.OK(t, attach(f.Dir(c)+"/attach", 0, here.(*net.UnixConn)))
+	if p := c.Ports()[0]; p.ProductName == "" || p.From != (vhci.Record{}) {
+		t.Errorf("port %+v", p)
+	}
 }
 
 // A refused attach has a number for the writer and a line of log.

@@ -129,7 +129,7 @@ func identify(tid int) (Caller, error) {
 }
 
 // attach writes the number of conn to the file attach.
-func attach(path string, port int, conn *net.TCPConn) error {
+func attach(path string, port int, conn syscall.Conn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
