@@ -22,7 +22,8 @@ type Controller struct {
 	table  *Table
 
 	// saving is held while the state is written down. It is taken before mu.
-	saving sync.Mutex
+	saving    sync.Mutex
+	forgotten bool // guarded by saving
 
 	// telling is held from the change of a port until it is told. It is taken
 	// before mu.
@@ -173,7 +174,7 @@ func (c *Controller) prepare(s *slot, p Plug) Plug {
 			c.mu.Lock()
 			s.saved = saved
 			c.mu.Unlock()
-			if err := c.save(); err != nil {
+			if err := c.Save(); err != nil {
 				return fmt.Errorf("device %w: %w", errSave, err)
 			}
 		}
@@ -302,7 +303,7 @@ func (c *Controller) release(s *slot) {
 	c.mu.Unlock()
 	if s.saved != nil && !left {
 		// A later process does not find what is not there any more.
-		_ = c.save()
+		_ = c.Save()
 	}
 }
 
@@ -350,7 +351,7 @@ func (c *Controller) Detach(port int) error {
 	outlives, err := c.detach(port)
 	if outlives {
 		// If that fails the device goes all the same.
-		_ = c.save()
+		_ = c.Save()
 	}
 	return err
 }

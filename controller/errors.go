@@ -20,6 +20,7 @@ var (
 	errClosed   = errors.New("controller is deleted")
 	errLeft     = errors.New("this process ends")
 	errSave     = errors.New("cannot be written down")
+	errUnknown  = errors.New("there is no such controller")
 )
 
 // An Error says what failed, on which controller and port. It unwraps to both

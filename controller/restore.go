@@ -36,15 +36,29 @@ func (c *Controller) Saved() (ports []SavedPort) {
 	return ports
 }
 
-// save writes down what is Saved when its turn has come, so that the last to
-// write has the last state.
-func (c *Controller) save() error {
+// Save has the Table write down what the controller is when its turn has come, so
+// that the last to write has the last state. It is for whoever adds to that what
+// the Table does not know. The error is ENOENT if the controller is deleted.
+func (c *Controller) Save() error {
 	if c.table.Save == nil {
 		return nil
 	}
 	c.saving.Lock()
 	defer c.saving.Unlock()
+	if c.forgotten {
+		return c.error("save", -1, syscall.ENOENT, errUnknown)
+	}
 	return c.table.Save(c)
+}
+
+// forget is the end of saving: the index may be another's from now on.
+func (c *Controller) forget() {
+	c.saving.Lock()
+	defer c.saving.Unlock()
+	c.forgotten = true
+	if c.table.Forget != nil {
+		c.table.Forget(c.index)
+	}
 }
 
 // Restore makes a controller again that an earlier process had, at its index and

@@ -362,3 +362,15 @@ func TestReadyIsUndone(t *testing.T) {
 		t.Errorf("undone is port %d, and %d more", port, len(undo))
 	}
 }
+
+// Whoever is late with what a controller is does not bring it back.
+func TestSaveOfADeletedController(t *testing.T) {
+	var disk shelf
+	table := disk.table(t)
+	c := create(t, table, "alice", new(kernel))
+	must.OK(t, table.Delete(c))
+	must.Is(t, c.Save(), syscall.ENOENT)
+	if len(disk.kept) > 0 {
+		t.Errorf("kept is %v", disk.kept)
+	}
+}

@@ -95,9 +95,9 @@ func (t *Table) Create(cfg Config, count int) ([]*Controller, error) {
 	}
 	// Others need not wait for the disk: they do not see these yet.
 	for i, c := range made {
-		if err := c.save(); err != nil {
+		if err := c.Save(); err != nil {
 			for _, c := range made[:i+1] {
-				t.forget(c.index)
+				c.forget()
 			}
 			t.giveBack(made)
 			return fail(syscall.EIO, fmt.Errorf("cannot be written down: %w", err))
@@ -172,12 +172,6 @@ func (t *Table) putBack(made []*Controller) {
 		heap.Push(&t.free, c.index)
 	}
 	t.count -= len(made)
-}
-
-func (t *Table) forget(index int) {
-	if t.Forget != nil {
-		t.Forget(index)
-	}
 }
 
 // takeIndex returns an index at which list has room.
@@ -257,7 +251,7 @@ func (t *Table) Delete(c *Controller) error {
 	t.mu.Lock()
 	if c.index >= len(t.list) || t.list[c.index] != c {
 		t.mu.Unlock()
-		return &Error{Op: "delete", Controller: c.String(), Port: -1, Errno: syscall.ENOENT, Err: errors.New("there is no such controller")}
+		return c.error("delete", -1, syscall.ENOENT, errUnknown)
 	}
 	t.list[c.index] = nil
 	delete(t.byName, c.cfg.Name)
@@ -265,7 +259,7 @@ func (t *Table) Delete(c *Controller) error {
 
 	c.stop(errClosed)
 	c.running.Wait()
-	t.forget(c.index)
+	c.forget()
 
 	t.mu.Lock()
 	defer t.mu.Unlock()

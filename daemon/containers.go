@@ -32,7 +32,6 @@ type containers struct {
 	keeper *view.Keeper
 	files  *sysfs.Tree
 	server *server.Server // of the host
-	save   func(*controller.Controller) error
 	log    *slog.Logger
 
 	tenants  *slog.Logger   // of what they can have logged
@@ -128,7 +127,7 @@ func (k *containers) stand(c *controller.Controller, m *member) error {
 	if err := k.serve(c, m, v); err != nil {
 		return err
 	}
-	if err := k.save(c); err != nil {
+	if err := c.Save(); err != nil {
 		return err
 	}
 	return k.keeper.WhenEmpty(m.cgroup, func() {
@@ -243,7 +242,7 @@ func (k *containers) end(c *controller.Controller, m *member) {
 				_ = c.Detach(p.Number) // it may be free by now
 			}
 		}
-		if err := k.save(c); err != nil {
+		if err := c.Save(); err != nil && !errors.Is(err, syscall.ENOENT) {
 			k.log.Error("state cannot be written", "controller", c.String(), "reason", err)
 		}
 	}

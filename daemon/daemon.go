@@ -92,7 +92,7 @@ func run(ctx context.Context, dir string, open func(dir string, tenants *slog.Lo
 	disk := &state{dir: filepath.Join(dir, "state"), driver: s.DriverName}
 	s.Table = newTable(disk, log, tenants)
 	defer s.Table.Close()
-	boxes, closeFiles := openContainers(ctx, dir, s, disk.save, tenants)
+	boxes, closeFiles := openContainers(ctx, dir, s, tenants)
 	defer closeFiles()
 	if boxes != nil {
 		s.Containers, disk.container, s.Table.Ready = boxes, boxes.record, boxes.ready
@@ -111,14 +111,14 @@ func run(ctx context.Context, dir string, open func(dir string, tenants *slog.Lo
 }
 
 // openContainers serves the control files, and returns nil where it cannot.
-func openContainers(ctx context.Context, dir string, s *server.Server, save func(*controller.Controller) error, tenants *slog.Logger) (*containers, func()) {
+func openContainers(ctx context.Context, dir string, s *server.Server, tenants *slog.Logger) (*containers, func()) {
 	log := s.Log
 	keeper, err := view.NewKeeper(log)
 	if err != nil {
 		log.Warn("no containers", "reason", err)
 		return nil, func() {}
 	}
-	k := &containers{keeper: keeper, server: s, save: save, log: log, tenants: tenants, restored: make(chan struct{}), members: make(map[*controller.Controller]*member)}
+	k := &containers{keeper: keeper, server: s, log: log, tenants: tenants, restored: make(chan struct{}), members: make(map[*controller.Controller]*member)}
 	k.files, err = sysfs.Mount(filepath.Join(dir, "sys"), sysfs.Options{Table: s.Table, Identify: identify, Allowed: k.allowed, Log: tenants})
 	if err != nil {
 		log.Warn("no control files and no containers, which need root and /dev/fuse", "reason", err)
@@ -214,7 +214,7 @@ func restore(ctx context.Context, s *server.Server, disk *state, boxes *containe
 				}
 				return
 			}
-			if err := disk.save(made[i]); err != nil {
+			if err := made[i].Save(); err != nil {
 				log.Error("state cannot be written", "controller", made[i].String(), "reason", err)
 			}
 		})

@@ -245,3 +245,29 @@ func TestBadState(t *testing.T) {
 		})
 	}
 }
+
+// A controller is deleted that a container has, and its index is another's when
+// the container ends.
+func TestStateIsNotOfADeletedController(t *testing.T) {
+	dir := t.TempDir()
+	s, err := begin(t, dir, new(keeper))
+	must.OK(t, err)
+	create := func(name string) *controller.Controller {
+		t.Helper()
+		made, err := s.Table.Create(controller.Config{Name: name, Driver: s.Drivers["user"].Driver}, 1)
+		must.OK(t, err)
+		return made[0]
+	}
+	alice := create("alice")
+	m := &member{cancel: func() {}}
+	var log bytes.Buffer
+	k := &containers{server: s, log: slog.New(slog.NewTextHandler(&log, nil)), members: map[*controller.Controller]*member{alice: m}}
+	must.OK(t, s.Table.Delete(alice))
+	create("bob")
+	k.end(alice, m)
+	again, err := begin(t, dir, new(keeper))
+	must.OK(t, err)
+	if bob := again.Table.ByName("bob"); bob == nil || again.Table.ByName("alice") != nil || log.Len() > 0 {
+		t.Errorf("bob is %v, alice %v, and the log says %q", bob, again.Table.ByName("alice"), &log)
+	}
+}
