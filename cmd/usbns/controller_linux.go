@@ -38,7 +38,9 @@ func newControllerCreate(dir *string) *cobra.Command {
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 1 {
-				r.Name = args[0]
+				if r.Name = args[0]; r.Name == "" { // which would be a controller without a name
+					return usageError{errors.New("NAME is empty")}
+				}
 			}
 			if r.UID, r.GID, err = parseOwner(owner); err != nil {
 				return usageError{err}

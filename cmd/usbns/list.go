@@ -61,6 +61,9 @@ func listRemote(cmd *cobra.Command, remote string) ([]usbip.DeviceInfo, error) {
 }
 
 func dial(ctx context.Context, remote string) (net.Conn, error) {
+	if host, _ := usbip.SplitAddr(remote); host == "" { // which would be this machine
+		return nil, usageError{fmt.Errorf("--remote %q: want HOST or HOST:PORT", remote)}
+	}
 	conn, err := usbip.Dial(ctx, remote)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		err = fmt.Errorf("%w (nobody listens there: start usbns export, or usbipd)", err)

@@ -150,11 +150,26 @@ func newRoot() *cobra.Command {
 	root.AddCommand(newExport(), newList(), newMan(), newVersion())
 	addDaemon(root)
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			c.Args, c.Example = helpArgs, "  usbns help controller create"
+		}
+	}
 	finish(root)
 	return root
 }
 
-// noArgs is noArgs, which speaks of an unknown command.
+// helpArgs wants the name of a command. Without it cobra prints its help, as if
+// that had been asked for.
+func helpArgs(cmd *cobra.Command, args []string) error {
+	if _, rest, err := cmd.Root().Find(args); err != nil || len(rest) > 0 {
+		return fmt.Errorf("there is no command %q", strings.Join(args, " "))
+	}
+	return nil
+}
+
+// noArgs is cobra.NoArgs, but that speaks of an unknown command.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("%s takes no argument, and got %q", cmd.CommandPath(), args[0])
