@@ -140,9 +140,10 @@ func verdict(r escape.Result) Verdict {
 	}
 }
 
-func label(t escape.Target) string { return fmt.Sprintf("%s (%s)", t.BusID, t.Serial) }
+func label(t escape.Target) string { return fmt.Sprintf("%s (%s)", t.BusID, printable(t.Serial)) }
 
-// printable keeps what may come from a container from steering a terminal.
+// printable keeps what may come from a container or a device from steering a
+// terminal.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -106,7 +106,7 @@ func examine(ctx context.Context, all []check) []Check {
 	var checks []Check
 	for _, c := range all {
 		state, found, mend := c.examine(ctx)
-		checks = append(checks, Check{Name: c.name, State: state, For: c.need, Found: found, Mend: mend})
+		checks = append(checks, Check{Name: c.name, State: state, For: c.need, Found: printable(found), Mend: mend})
 	}
 	return checks
 }

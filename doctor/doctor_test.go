@@ -152,3 +152,13 @@ func TestThisMachine(t *testing.T) {
 		}
 	}
 }
+
+// A container names its cgroups and mounts as it likes.
+func TestFoundSteersNoTerminal(t *testing.T) {
+	checks := examine(t.Context(), []check{{"cgroup", privacy, func(context.Context) (State, string, string) {
+		return OK, "/usbns/\x1bc", ""
+	}}})
+	if want := "/usbns/\ufffdc"; checks[0].Found != want {
+		t.Errorf("found %q, want %q", checks[0].Found, want)
+	}
+}

@@ -88,9 +88,10 @@ func TestJudgeRefuses(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	p, err := judge(escape.Known{}, results(t, func(r *escape.Result) { r.Text = "a\x1b]0;b\nc" }))
-	if err != nil || p.Attempts[0].Text != "a\ufffd]0;b; c" {
-		t.Errorf("%q, %v", p.Attempts[0].Text, err)
+	known := escape.Known{Own: escape.Target{BusID: "1-1", Serial: "\x1bc"}}
+	p, err := judge(known, results(t, func(r *escape.Result) { r.Text = "a\x1b]0;b\nc" }))
+	if err != nil || p.Attempts[0].Text != "a\ufffd]0;b; c" || p.Own != "1-1 (\ufffdc)" {
+		t.Errorf("%q of %q, %v", p.Attempts[0].Text, p.Own, err)
 	}
 }
 
