@@ -258,7 +258,7 @@ func (k *containers) ready(c *controller.Controller, port int, a controller.Atta
 		return nil, errors.New("its container is not ready")
 	}
 	if err := k.keeper.Sync(); err != nil {
-		k.log.Warn("a container does not see its devices as they are", "reason", err)
+		k.tenants.Warn("containers do not see their devices as they are", "controller", c.String(), "port", port, "reason", err)
 	}
 	remove, err := v.Add(port, a.Path())
 	if err != nil {
@@ -266,7 +266,7 @@ func (k *containers) ready(c *controller.Controller, port int, a controller.Atta
 	}
 	return func() {
 		if err := remove(); err != nil {
-			k.log.Warn("a device that is gone is still shown", "controller", c.String(), "port", port, "reason", err)
+			k.tenants.Warn("a device that is gone is still shown", "controller", c.String(), "port", port, "reason", err)
 		}
 	}, nil
 }

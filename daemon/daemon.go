@@ -113,7 +113,7 @@ func run(ctx context.Context, dir string, open func(dir string, tenants *slog.Lo
 // openContainers serves the control files, and returns nil where it cannot.
 func openContainers(ctx context.Context, dir string, s *server.Server, tenants *slog.Logger) (*containers, func()) {
 	log := s.Log
-	keeper, err := view.NewKeeper(log)
+	keeper, err := view.NewKeeper(tenants)
 	if err != nil {
 		log.Warn("no containers", "reason", err)
 		return nil, func() {}

@@ -17,9 +17,9 @@ const (
 	quietTime  = 15 * time.Minute
 )
 
-// A quiet handler bounds the lines about each controller, by the attribute
-// "controller": whoever has its files decides how many there would be. It says
-// that it leaves out lines, and with the next one how many these were.
+// A quiet handler bounds the lines about each controller and each container, by
+// the attribute of that name: who has its files decides how many there would be.
+// It says that it leaves out lines, and with the next one how many these were.
 type quiet struct {
 	slog.Handler
 	shares *shares
@@ -38,20 +38,20 @@ func (q *quiet) WithGroup(name string) slog.Handler {
 }
 
 func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
-	controller := ""
+	var who slog.Attr
 	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "controller" {
-			controller = a.Value.String()
+		if a.Key == "controller" || a.Key == "container" {
+			who = a
 		}
-		return controller == ""
+		return who.Key == ""
 	})
 	note := func(message string, attrs ...slog.Attr) error {
 		n := slog.NewRecord(r.Time, slog.LevelWarn, message, 0)
-		n.AddAttrs(slog.String("controller", controller))
+		n.AddAttrs(who)
 		n.AddAttrs(attrs...)
 		return q.Handler.Handle(ctx, n)
 	}
-	line, before := q.shares.take(controller, r.Time)
+	line, before := q.shares.take(who.Value.String(), r.Time)
 	if before > quietLines {
 		if err := note("lines left out", slog.Int("lines", before-quietLines)); err != nil {
 			return err
@@ -66,7 +66,7 @@ func (q *quiet) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// shares are what was said of each controller.
+// shares are what was said of each.
 type shares struct {
 	mu      sync.Mutex
 	of      map[string]*share
@@ -82,15 +82,15 @@ func (s *share) over(now time.Time) bool { return now.Sub(s.since) >= quietTime 
 
 // take counts a line. It is the first one again after some time; before is then
 // how many there have been.
-func (s *shares) take(controller string, now time.Time) (line, before int) {
+func (s *shares) take(who string, now time.Time) (line, before int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	of := s.of[controller]
+	of := s.of[who]
 	switch {
 	case of == nil:
 		s.clear(now)
 		of = &share{since: now}
-		s.of[controller] = of
+		s.of[who] = of
 	case of.over(now):
 		before = of.lines
 		*of = share{since: now}

@@ -36,6 +36,17 @@ func TestQuiet(t *testing.T) {
 	if n, text := say("neighbour", quietLines); n != quietLines || strings.Contains(text, "left out") {
 		t.Errorf("%d lines of %d of the neighbour", n, quietLines)
 	}
+	if n, text := say("neighbour", 1); n != 0 || !strings.HasSuffix(text, "controller=neighbour\n") {
+		t.Errorf("one more of the neighbour: %s", text)
+	}
+	out.Reset()
+	log := slog.New(q)
+	for range 10_000 {
+		log.Error("a container does not see a device as it is", "container", "/sys/fs/cgroup/hostile")
+	}
+	if n := strings.Count(out.String(), "\n"); n != quietLines+1 || !strings.HasSuffix(out.String(), " container=/sys/fs/cgroup/hostile\n") {
+		t.Errorf("%d lines of a container, the last ones\n%s", n, out.String()[max(0, out.Len()-500):])
+	}
 	now = now.Add(quietTime)
 	note := fmt.Sprintf("level=WARN msg=\"lines left out\" controller=hostile lines=%d\n", 10_000-quietLines)
 	if n, text := say("hostile", 1); n != 1 || !strings.Contains(text, note) {
