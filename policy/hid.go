@@ -7,7 +7,7 @@ func harmless(page uint16) bool {
 	switch page {
 	case 0x02, 0x03, 0x04, 0x05, // simulation, virtual reality, sport, game
 		0x08,       // LEDs
-		0x09,       // buttons
+		buttons,    // not all
 		0x0d,       // digitizers
 		0x0f,       // physical interfaces: force feedback
 		0x14,       // displays of characters
@@ -29,6 +29,14 @@ func harmlessDesktop(low, high uint32) bool {
 	return low <= high && (high <= 0x05 || low >= 0x08 && high < 0x80)
 }
 
+// buttons is a page of which Linux makes keys by adding a usage to the code of a
+// first button. Above mostButtons the sum can be a key that is no button: of usage
+// 85 of a mouse it is KEY_POWER2.
+const (
+	buttons     = 0x09
+	mostButtons = 0x30
+)
+
 // usages is a range of a report descriptor, on the page that was named with it
 // or, if none was, on the one in force.
 type usages struct {
@@ -46,8 +54,11 @@ func (u usages) harmless(page uint16) bool {
 		page = uint16(low >> 16)
 		low, high = low&0xffff, high&0xffff
 	}
-	if page == genericDesktop {
+	switch page {
+	case genericDesktop:
 		return harmlessDesktop(low, high)
+	case buttons:
+		return low <= high && high <= mostButtons
 	}
 	return harmless(page) && low <= high
 }
@@ -158,7 +169,7 @@ func (p *reportParser) usage(tag byte, value uint32, extended bool) bool {
 		}
 		p.open = &usages{value, 0, p.page, extended}
 	case localMaximum:
-		if p.open == nil || p.open.extended != extended {
+		if p.open == nil || p.open.extended != extended || p.open.page != p.page {
 			return false
 		}
 		p.open.high = value
