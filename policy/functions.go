@@ -26,7 +26,7 @@ func functions(d *usb.Descriptors) []function {
 	for index, c := range d.Configurations() {
 		for _, i := range c.Interfaces {
 			var report []byte
-			if index == 0 {
+			if index == 0 && !shifts(dev) {
 				report = d.Report(i.Number)
 			}
 			for _, a := range i.Alternates {

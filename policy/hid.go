@@ -1,5 +1,7 @@
 package policy
 
+import "github.com/usbns/usbns/usb"
+
 // Usage pages (HID Usage Tables 1.5, section 3) of which Linux makes nothing
 // that types or turns off (hidinput_configure_usage in
 // drivers/hid/hid-input.c).
@@ -36,6 +38,18 @@ const (
 	buttons     = 0x09
 	mostButtons = 0x30
 )
+
+// shifts tells whether a device is of those of which Linux takes what is there twice
+// for keys of its own, with the next codes that are free, and does not look where
+// that leads either (HID_QUIRK_INCREMENT_USAGE_ON_DUPLICATE in
+// drivers/hid/hid-quirks.c, of 6.1 and 6.12). They are game controllers.
+func shifts(d usb.DeviceDescriptor) bool {
+	switch uint32(d.Vendor)<<16 | uint32(d.Product) {
+	case 0x0079_0006, 0x06a3_0255, 0x06a3_075c, 0x06a3_0762, 0x06a3_0b6a, 0x27f8_0bbf, 0xf000_0003, 0xf000_00f1:
+		return true
+	}
+	return false
+}
 
 // usages is a range of a report descriptor, on the page that was named with it
 // or, if none was, on the one in force.

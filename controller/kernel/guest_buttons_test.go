@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/usbns/usbns/controller"
 	"github.com/usbns/usbns/emulate"
 	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/policy"
@@ -30,12 +29,21 @@ func buttonsReport(n byte) (report []byte) {
 	return report
 }
 
+// twinsReport is the report descriptor of a mouse whose only button is there 96
+// times.
+var twinsReport = []byte{
+	0x05, 0x01, 0x09, 0x02, 0xa1, 0x01, 0x09, 0x01, 0xa1, 0x00,
+	0x05, 0x09, 0x09, 0x01, 0x15, 0x00, 0x25, 0x01, 0x95, 96, 0x75, 0x01, 0x81, 0x02,
+	0x05, 0x01, 0x09, 0x30, 0x09, 0x31, 0x15, 0x81, 0x25, 0x7f, 0x75, 0x08, 0x95, 0x02, 0x81, 0x06,
+	0xc0, 0xc0,
+}
+
 // newButtons returns a device of a report descriptor that reports nothing.
-func newButtons(t testing.TB, report []byte) usb.Device {
+func newButtons(t testing.TB, vendor, product uint16, report []byte) usb.Device {
 	t.Helper()
 	n := len(report)
 	desc, err := emulate.Description{
-		Vendor: 0x1209, Product: 0x0012, ProductName: "buttons",
+		Vendor: vendor, Product: product, ProductName: "buttons",
 		Configurations: []emulate.Configuration{{Interfaces: []emulate.Interface{{
 			Class:     3,
 			Extra:     []byte{9, 0x21, 0x11, 0x01, 0, 1, 0x22, byte(n), byte(n >> 8)},
@@ -80,39 +88,41 @@ func keys(t testing.TB, path string) (codes []int) {
 	return codes
 }
 
-// Of buttons that a policy takes the kernel makes buttons. Of more it makes keys,
+// Of buttons that a policy takes the kernel makes buttons. Of others it makes keys,
 // one that turns the machine off among them.
 func TestGuestButtonsAreNoKeys(t *testing.T) {
 	must.NotLeak(t)
 	d := newGuestDriver(t)
-	const most, more = 0x30, 0x55
 	const misc, ok, power2, happy = 0x100, 0x160, 0x164, 0x2c0 // BTN_MISC, KEY_OK, KEY_POWER2, BTN_TRIGGER_HAPPY
 	guarded := policy.Guarded()
-	judged := func(n byte) controller.Plug {
-		p := exportDevice(t, newButtons(t, buttonsReport(n)))
-		p.Judge = func(desc *usb.Descriptors) error { return guarded.Judge(p.Speed, desc, 0) }
-		return p
+	for name, x := range map[string]struct {
+		vendor, product uint16
+		report          []byte
+		taken           bool
+	}{
+		"48 buttons":                   {0x1209, 0x0012, buttonsReport(48), true},
+		"85 buttons":                   {0x1209, 0x0012, buttonsReport(85), false},
+		"twins":                        {0x1209, 0x0012, twinsReport, true},
+		"twins that the kernel shifts": {0x06a3, 0x0b6a, twinsReport, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var judged error
+			p := exportDevice(t, newButtons(t, x.vendor, x.product, x.report))
+			p.Judge = func(desc *usb.Descriptors) error {
+				judged = guarded.Judge(p.Speed, desc, 0)
+				return nil
+			}
+			a, err := d.Attach(t.Context(), p)
+			must.OK(t, err)
+			codes := keys(t, a.Path())
+			a.Detach()
+			if (judged == nil) != x.taken {
+				t.Errorf("judged: %v", judged)
+			}
+			bad := slices.ContainsFunc(codes, func(code int) bool { return code < misc || code >= ok && code < happy })
+			if len(codes) == 0 || bad == x.taken || slices.Contains(codes, power2) == x.taken {
+				t.Errorf("the kernel has keys %#x of it", codes)
+			}
+		})
 	}
-	a, err := d.Attach(t.Context(), judged(most))
-	must.OK(t, err)
-	codes := keys(t, a.Path())
-	a.Detach()
-	if len(codes) < most {
-		t.Errorf("the kernel makes %d keys of %d buttons", len(codes), most)
-	}
-	for _, code := range codes {
-		if code < misc || code >= ok && code < happy {
-			t.Errorf("the kernel makes key %#x of a button", code)
-		}
-	}
-	_, err = d.Attach(t.Context(), judged(more))
-	must.Is(t, err, controller.ErrRefused)
-	p := judged(more)
-	p.Judge = nil
-	a, err = d.Attach(t.Context(), p)
-	must.OK(t, err)
-	if !slices.Contains(keys(t, a.Path()), power2) {
-		t.Errorf("the kernel makes no key %#x of %d buttons", power2, more)
-	}
-	a.Detach()
 }
