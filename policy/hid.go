@@ -20,7 +20,7 @@ func harmless(page uint16) bool {
 		0xf1d0: // FIDO
 		return true
 	}
-	return page >= 0xff00 // the vendor's own
+	return page >= 0xff00 && page != 0xff01 && page != 0xff7f // the vendor's own, but HP's
 }
 
 // genericDesktop is the one page that has both pointers and keyboards: what is
