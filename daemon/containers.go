@@ -74,19 +74,25 @@ func (k *containers) member(c *controller.Controller) (*member, *view.View) {
 
 // Enter implements [server.Containers].
 func (k *containers) Enter(c *controller.Controller, in control.Container) error {
-	fail := func(errno syscall.Errno, err error) error {
-		return &control.Error{Message: fmt.Sprintf("give %v to a container: %v", c, err), Errno: errno}
-	}
-	cgroup, err := cgroupOf(in.PID)
-	if err != nil {
-		return fail(syscall.ESRCH, err)
-	}
-	if cgroup == cgroupRoot {
-		return fail(syscall.EINVAL, fmt.Errorf("process %d is in no cgroup of its own", in.PID))
-	}
 	who, err := ownerOf(in)
 	if err != nil {
-		return fail(syscall.ESRCH, err)
+		return enterError(c, syscall.ESRCH, err)
+	}
+	return k.enter(c, who)
+}
+
+func enterError(c *controller.Controller, errno syscall.Errno, err error) error {
+	return &control.Error{Message: fmt.Sprintf("give %v to a container: %v", c, err), Errno: errno}
+}
+
+// enter fails if another process has the number of who before all is open.
+func (k *containers) enter(c *controller.Controller, who owner) error {
+	cgroup, err := cgroupOf(who.PID)
+	if err != nil {
+		return enterError(c, syscall.ESRCH, err)
+	}
+	if cgroup == cgroupRoot {
+		return enterError(c, syscall.EINVAL, fmt.Errorf("process %d is in no cgroup of its own", who.PID))
 	}
 	m := &member{owner: who, cgroup: cgroup}
 	m.life, m.cancel = context.WithCancel(context.Background())
@@ -94,13 +100,20 @@ func (k *containers) Enter(c *controller.Controller, in control.Container) error
 	if k.members[c] != nil {
 		k.mu.Unlock()
 		m.cancel()
-		return fail(syscall.EBUSY, errors.New("another container has it"))
+		return enterError(c, syscall.EBUSY, errors.New("another container has it"))
+	}
+	for other, o := range k.members {
+		if o.cgroup == cgroup { // by which its end is known, and there is one /dev/usbns
+			k.mu.Unlock()
+			m.cancel()
+			return enterError(c, syscall.EBUSY, fmt.Errorf("it has %v, and a container has one controller", other))
+		}
 	}
 	k.members[c] = m
 	k.mu.Unlock()
 	if err := k.stand(c, m); err != nil {
 		k.drop(c, m)
-		return fail(syscall.EIO, err)
+		return enterError(c, syscall.EIO, err)
 	}
 	return nil
 }
@@ -122,6 +135,9 @@ func (k *containers) stand(c *controller.Controller, m *member) error {
 	k.mu.Unlock()
 	k.keeper.Keep(v)
 	if err := k.bind(c, m); err != nil {
+		return err
+	}
+	if err := m.still(); err != nil {
 		return err
 	}
 	if err := k.serve(c, m, v); err != nil {
@@ -293,7 +309,7 @@ func (k *containers) restore(c *controller.Controller, in owner) bool {
 	err := in.still()
 	if err == nil {
 		in.Root = "/" // it has moved there since
-		err = k.Enter(c, in.Container)
+		err = k.enter(c, in)
 	}
 	if err == nil {
 		return true

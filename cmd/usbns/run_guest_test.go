@@ -21,7 +21,9 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/usbns/usbns/control"
 	"github.com/usbns/usbns/doctor"
+	"github.com/usbns/usbns/internal/must"
 	"github.com/usbns/usbns/internal/runtimestest"
 )
 
@@ -270,6 +272,21 @@ func TestGuestRunFailsClosed(t *testing.T) {
 	fails("no controller", append([]string{"-i", "nobody"}, echo...)...)
 	fails("executable file not found", "--new", "--", "no-such-command")
 
+	// A container has one controller.
+	shell := startRun(t, dir, "--new", "--driver", "user")
+	shell.Say("true")
+	client := control.NewClient(dir)
+	in, err := client.Container(t.Context(), "0")
+	must.OK(t, err)
+	_, err = client.Create(t.Context(), control.Create{Name: "second", Driver: "user"})
+	must.OK(t, err)
+	must.Is(t, client.Enter(t.Context(), "second", in), syscall.EBUSY)
+	shell.until("usbns port", "CONTROLLER", true)
+	must.OK(t, client.Delete(t.Context(), "second"))
+	if status := shell.exit(0); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+
 	// Another's program leaves no room for the guard.
 	keep := runCgroups + "/keep" // who removes empty ones may still be at it
 	for err := os.MkdirAll(keep, 0o755); err != nil; err = os.MkdirAll(keep, 0o755) {
@@ -280,9 +297,7 @@ func TestGuestRunFailsClosed(t *testing.T) {
 	defer os.Remove(runCgroups)
 	defer os.Remove(keep)
 	cgroup, err := os.Open(runCgroups)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer cgroup.Close()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.CGroupDevice, AttachType: ebpf.AttachCGroupDevice, License: "Apache-2.0",
