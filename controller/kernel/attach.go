@@ -148,7 +148,11 @@ func (d *Driver) servePair(ctx context.Context, p controller.Plug, a *attachment
 	if err != nil {
 		return err
 	}
-	return d.give(ctx, p, a, kernel)
+	if err := d.give(ctx, p, a, kernel); err != nil {
+		end(s)
+		return err
+	}
+	return nil
 }
 
 func judge(p controller.Plug, desc *usb.Descriptors) error {

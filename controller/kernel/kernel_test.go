@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -294,6 +295,34 @@ func TestLocalDevice(t *testing.T) {
 	must.OK(t, c.Detach(0))
 	wantEvent(t, events, controller.Detached)
 	must.Await(t, "the device's end", dev.Gone())
+}
+
+// A device for which there is no port is its owner's again when that is told.
+func TestLocalDeviceWithoutPort(t *testing.T) {
+	must.NotLeak(t)
+	h := newHost(t, 1, 1)
+	d := newDriver(t, h, must.TempDir(t))
+	p, _ := export(t, "scanner")
+	a, err := d.Attach(t.Context(), p)
+	must.OK(t, err)
+	defer a.Detach()
+	dev := &resets{Device: newDevice(t, "loopback")}
+	_, err = d.Attach(t.Context(), controller.Plug{Device: dev, DevID: devid, Speed: dev.Speed()})
+	must.Is(t, err, syscall.ENOSPC)
+	if !dev.reset.Load() {
+		t.Error("the device is still being served")
+	}
+}
+
+// resets tells whether a device was reset, as it is when it was served.
+type resets struct {
+	usb.Device
+	reset atomic.Bool
+}
+
+func (d *resets) Reset(ctx context.Context) error {
+	defer d.reset.Store(true)
+	return d.Device.Reset(ctx)
 }
 
 // When the driver ends and comes again, devices have worked all the time.
