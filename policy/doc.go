@@ -24,7 +24,8 @@
 // report descriptor that was judged, as usb.Descriptors.Answer does, and its
 // driver must be the generic one. hid-asus makes KEY_SLEEP of a vendor's usage
 // that is nothing otherwise; so most drivers that claim a HID device by its
-// numbers count as well, see below.
+// numbers count as well, see below. The console decides whether it listens to a
+// device when that comes.
 //
 // # What it is not
 //
@@ -32,6 +33,11 @@
 // other devices do, not from lying about its vendor, product and serial number:
 // whoever allows 1234:5678 allows anyone who claims these numbers, as whatever
 // class. Nor does it find faults in the drivers of allowed classes.
+//
+// Who has the evdev node of a device can make another key of each of its buttons
+// (EVIOCSKEYCODE), the power key too: seen on 6.12. The console does not listen to
+// it then. A host's program does that looks at devices again: logind to what udev
+// has tagged, if the host runs udevadm trigger after that.
 //
 // # Drivers that claim numbers
 //
