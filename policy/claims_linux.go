@@ -32,13 +32,17 @@ var kinds = map[string]Class{
 	"kernel/drivers/hid/":             Keyboard,
 	"kernel/drivers/input/keyboard/":  Keyboard,
 	"kernel/drivers/input/misc/":      Keyboard,
+	"kernel/drivers/input/tablet/":    Keyboard, // some have function keys
 	"kernel/drivers/media/rc/":        Keyboard,
+	"kernel/sound/usb/caiaq/":         Keyboard, // their keys are A, B, 1, 2
 	// Receivers of television come with remote controls.
 	"kernel/drivers/media/usb/au0828/":     Keyboard,
 	"kernel/drivers/media/usb/cx231xx/":    Keyboard,
 	"kernel/drivers/media/usb/dvb-usb/":    Keyboard,
 	"kernel/drivers/media/usb/dvb-usb-v2/": Keyboard,
 	"kernel/drivers/media/usb/em28xx/":     Keyboard,
+	"kernel/drivers/media/usb/hdpvr/":      Keyboard,
+	"kernel/drivers/media/usb/pvrusb2/":    Keyboard,
 	"kernel/drivers/media/usb/siano/":      Keyboard,
 	"kernel/drivers/media/usb/ttusb-dec/":  Keyboard,
 }

@@ -27,6 +27,7 @@ func depmod(t *testing.T) Host {
 			"alias usb:v1234p*d*dc*dsc*dp*icFFisc01ip09in02* modem\n" +
 			"alias usb:v1234pABCDd001[0-9]dc*dsc*dp*ic*isc*ip*in* ums_stick\n" +
 			"alias usb:v1234pABCDd*dc*dsc*dp*ic*isc*ip*in* ftdi_sio\n" +
+			"alias usb:v17CCp0815d*dc*dsc*dp*ic*isc*ip*in* snd_usb_caiaq\n" +
 			"alias hid:b*g*v*p* hid_generic\n" +
 			"alias hid:b0003g*v00001234p0000BBBB hid_asus\n" +
 			"alias hid:b0003g0101v00001234p* wacom\n",
@@ -36,6 +37,7 @@ func depmod(t *testing.T) Host {
 			"kernel/drivers/net/usb/modem.ko:\n" +
 			"kernel/drivers/usb/storage/ums-stick.ko.zst: kernel/drivers/usb/storage/usb-storage.ko.zst\n" +
 			"kernel/drivers/usb/serial/ftdi_sio.ko.xz:\n" +
+			"kernel/sound/usb/caiaq/snd-usb-caiaq.ko.xz: kernel/sound/core/snd.ko.xz\n" +
 			"kernel/drivers/hid/hid-asus.ko.xz: kernel/drivers/hid/hid.ko.xz\n" +
 			"kernel/drivers/hid/hid-generic.ko.xz: kernel/drivers/hid/hid.ko.xz\n" +
 			"kernel/drivers/hid/wacom.ko.xz: kernel/drivers/hid/hid.ko.xz\n",
@@ -53,13 +55,14 @@ func TestClaims(t *testing.T) {
 		class uint8
 		want  []Claim
 	}{
-		"by its number":         {emulate.Description{Vendor: 0x1234, Product: 0xabcd}, classSmartCard, []Claim{network}},
-		"by number and release": {emulate.Description{Vendor: 0x1234, Product: 0xabcd, Version: 0x0015}, classSmartCard, []Claim{network, storage}},
-		"of another number":     {emulate.Description{Vendor: 0x1234, Product: 0xabcf}, classSmartCard, nil},
-		"of another vendor":     {emulate.Description{Vendor: 0x1235, Product: 0xabcd}, classSmartCard, nil},
-		"a pad that has keys":   {emulate.Description{Vendor: 0x1234, Product: 0xbbbb}, classHID, []Claim{{"hid_asus", Keyboard}}},
-		"the same without HID":  {emulate.Description{Vendor: 0x1234, Product: 0xbbbb}, classSmartCard, nil},
-		"a tablet":              {emulate.Description{Vendor: 0x1234, Product: 0xaaaa}, classHID, nil},
+		"by its number":          {emulate.Description{Vendor: 0x1234, Product: 0xabcd}, classSmartCard, []Claim{network}},
+		"by number and release":  {emulate.Description{Vendor: 0x1234, Product: 0xabcd, Version: 0x0015}, classSmartCard, []Claim{network, storage}},
+		"of another number":      {emulate.Description{Vendor: 0x1234, Product: 0xabcf}, classSmartCard, nil},
+		"of another vendor":      {emulate.Description{Vendor: 0x1235, Product: 0xabcd}, classSmartCard, nil},
+		"a pad that has keys":    {emulate.Description{Vendor: 0x1234, Product: 0xbbbb}, classHID, []Claim{{"hid_asus", Keyboard}}},
+		"a sound card with keys": {emulate.Description{Vendor: 0x17cc, Product: 0x0815}, classVendor, []Claim{{"snd_usb_caiaq", Keyboard}}},
+		"the same without HID":   {emulate.Description{Vendor: 0x1234, Product: 0xbbbb}, classSmartCard, nil},
+		"a tablet":               {emulate.Description{Vendor: 0x1234, Product: 0xaaaa}, classHID, nil},
 	} {
 		tt.d.Configurations = []emulate.Configuration{{Interfaces: []emulate.Interface{{Class: tt.class}}}}
 		d, err := tt.d.Build(usb.SpeedHigh)
