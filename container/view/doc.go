@@ -50,6 +50,10 @@
 // and were found to be ours, by a thread that has gone into the container's mount
 // namespace.
 //
+// What such a container has mounted there may be a directory of the host's. In
+// /dev nothing is made, given away or removed that is on another file system; in
+// /sys it is links, and copies of a root hub's files, each by its name.
+//
 // # Dead ends
 //
 // A tmpfs in the place of a device is no device to libudev. A device's directory

@@ -48,7 +48,7 @@ func (v *View) showHub(dir string) error {
 			if err != nil {
 				return err
 			}
-			if err := v.sys.WriteFile(path.Join(at, f), text, 0o444); err != nil {
+			if err := v.writeNew(path.Join(at, f), text); err != nil {
 				return err
 			}
 		}
@@ -59,6 +59,19 @@ func (v *View) showHub(dir string) error {
 	return nil
 }
 
+// writeNew writes a file unless there is one.
+func (v *View) writeNew(name string, text []byte) error {
+	f, err := v.sys.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}
+
 // hideHub removes what showHub made, if no other device is on the hub.
 func (v *View) hideHub(dir string) error {
 	hub := path.Dir(dir)
@@ -67,17 +80,18 @@ func (v *View) hideHub(dir string) error {
 			return nil
 		}
 	}
-	entries, err := readDir(v.sys, hub)
-	if err != nil {
-		return err
-	}
 	name := path.Base(hub)
+	inside := strings.TrimPrefix(name, "usb") + "-0:1.0"
 	errs := []error{
 		removeIfThere(v.sys, path.Join("bus/usb/devices", name)),
-		removeIfThere(v.sys, path.Join("bus/usb/devices", strings.TrimPrefix(name, "usb")+"-0:1.0")),
+		removeIfThere(v.sys, path.Join("bus/usb/devices", inside)),
 	}
-	for _, e := range entries {
-		errs = append(errs, v.sys.RemoveAll(path.Join(hub, e)))
+	for _, f := range hubInterfaceFiles {
+		errs = append(errs, removeIfThere(v.sys, path.Join(hub, inside, f)))
+	}
+	errs = append(errs, removeIfThere(v.sys, path.Join(hub, inside)))
+	for _, f := range hubFiles {
+		errs = append(errs, removeIfThere(v.sys, path.Join(hub, f)))
 	}
 	if !strings.HasPrefix("sys/"+hub, hostController+"/") {
 		errs = append(errs, removeIfThere(v.sys, hub))

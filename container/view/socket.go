@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,28 +20,21 @@ func (v *View) Listen(network, name string) (l *net.UnixListener, err error) {
 	if v.devices == nil {
 		return nil, os.ErrClosed
 	}
-	if err := v.dev.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return nil, err
-	}
-	parent, err := v.dev.OpenFile(path.Dir(name), unix.O_DIRECTORY|os.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer parent.Close()
-	dir, base := int(parent.Fd()), path.Base(name)
-	err = onThread(func() error {
-		unix.Umask(0o117) // of the thread alone: 0660
-		made, err := new(net.ListenConfig).Listen(context.Background(), network, fmt.Sprintf("/proc/self/fd/%d/%s", dir, base))
-		if err != nil {
-			return err
-		}
-		l = made.(*net.UnixListener)
-		l.SetUnlinkOnClose(false) // the name is another's by then
-		if err := unix.Fchownat(dir, base, int(v.cfg.UID), int(v.cfg.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			l.Close()
-			return &os.PathError{Op: "chown", Path: name, Err: err}
-		}
-		return nil
+	err = inDev(v.dev, name, func(dir int, base string) error {
+		return onThread(func() error {
+			unix.Umask(0o117) // of the thread alone: 0660
+			made, err := new(net.ListenConfig).Listen(context.Background(), network, fmt.Sprintf("/proc/self/fd/%d/%s", dir, base))
+			if err != nil {
+				return err
+			}
+			l = made.(*net.UnixListener)
+			l.SetUnlinkOnClose(false) // the name is another's by then
+			if err := v.give(dir, base, unix.S_IFSOCK); err != nil {
+				l.Close()
+				return err
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make a socket in the container: %w", err)

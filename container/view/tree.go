@@ -83,13 +83,12 @@ func (v *View) link(at, target string) error {
 
 // devLink makes a link at a name below the container's /dev to a node.
 func (v *View) devLink(at, node string) error {
-	if err := v.dev.MkdirAll(path.Dir(at), 0o755); err != nil {
-		return err
-	}
-	if err := removeIfThere(v.dev, at); err != nil {
-		return err
-	}
-	return v.dev.Symlink(strings.Repeat("../", strings.Count(at, "/"))+node, at)
+	return inDev(v.dev, at, func(dir int, base string) error {
+		if err := unlink(dir, base); err != nil {
+			return err
+		}
+		return unix.Symlinkat(strings.Repeat("../", strings.Count(at, "/"))+node, dir, base)
+	})
 }
 
 // freeName returns name, or name-2 and so on if others of the device have it.
@@ -107,31 +106,21 @@ func (v *View) freeName(d *device, name string) string {
 
 // mknod makes a node below the container's /dev.
 func (v *View) mknod(name string, d guard.Device) error {
-	if err := v.dev.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return err
-	}
-	if err := removeIfThere(v.dev, name); err != nil {
-		return err
-	}
-	parent, err := v.dev.OpenFile(path.Dir(name), unix.O_DIRECTORY|os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer parent.Close()
 	kind := uint32(unix.S_IFCHR)
 	if d.Block {
 		kind = unix.S_IFBLK
 	}
-	return onThread(func() error {
-		unix.Umask(0) // of the thread alone, so that no chmod can hit another file
-		at, base := int(parent.Fd()), path.Base(name)
-		if err := unix.Mknodat(at, base, kind|0o660, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
-			return &os.PathError{Op: "mknod", Path: name, Err: err}
+	return inDev(v.dev, name, func(dir int, base string) error {
+		if err := unlink(dir, base); err != nil {
+			return err
 		}
-		if err := unix.Fchownat(at, base, int(v.cfg.UID), int(v.cfg.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return &os.PathError{Op: "chown", Path: name, Err: err}
-		}
-		return nil
+		return onThread(func() error {
+			unix.Umask(0) // of the thread alone, so that no chmod can hit another file
+			if err := unix.Mknodat(dir, base, kind|0o660, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+				return err
+			}
+			return v.give(dir, base, kind)
+		})
 	})
 }
 
@@ -172,31 +161,42 @@ func (v *View) clearNodes() error {
 		for _, name := range names {
 			target, err := v.dev.Readlink(path.Join("usbns", port, name))
 			if err == nil {
-				err = removeIfThere(v.dev, path.Join("usbns", port, target))
+				err = removeDev(v.dev, path.Join("usbns", port, target))
 			}
 			if err != nil {
 				return err
 			}
 		}
 	}
-	return v.dev.RemoveAll("usbns")
+	return removeLinks(v.dev, "usbns", 2)
 }
 
 // clearLinks removes all links to devices but those that Cover made.
 func (v *View) clearLinks() error {
 	for _, dir := range []string{"bus", "class", "dev", "block"} {
-		names, err := readDir(v.sys, dir)
-		if err != nil {
+		if err := clearDir(v.sys, dir); err != nil {
 			return err
 		}
-		for _, name := range names {
-			at := path.Join(dir, name)
-			if at == "bus/platform" || at == "class/net" {
-				continue
-			}
-			if err := v.sys.RemoveAll(at); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+func clearDir(sys *os.Root, name string) error {
+	dir, err := sys.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := readDir(dir, ".")
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if at := path.Join(name, n); at == "bus/platform" || at == "class/net" {
+			continue
+		}
+		if err := removeLinks(dir, n, 2); err != nil {
+			return err
 		}
 	}
 	return nil

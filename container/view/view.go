@@ -341,9 +341,9 @@ func (v *View) show(port int, d *device, s *shown) error {
 func (v *View) hide(s *shown) error {
 	var errs []error
 	if s.number != nil {
-		errs = append(errs, v.guard.Forbid(*s.number), removeIfThere(v.dev, s.node))
+		errs = append(errs, v.guard.Forbid(*s.number), removeDev(v.dev, s.node))
 		if s.stable != "" {
-			errs = append(errs, removeIfThere(v.dev, s.stable))
+			errs = append(errs, removeDev(v.dev, s.stable))
 		}
 	}
 	for _, at := range s.links() {
