@@ -94,7 +94,8 @@ func parseOwner(s string) (uid, gid uint32, err error) {
 	u, g, _ := strings.Cut(s, ":")
 	a, err1 := strconv.ParseUint(u, 10, 32)
 	b, err2 := strconv.ParseUint(g, 10, 32)
-	if err1 != nil || err2 != nil {
+	const nobody = 1<<32 - 1 // which chown(2) takes for no change
+	if err1 != nil || err2 != nil || a == nobody || b == nobody {
 		return 0, 0, fmt.Errorf("--owner %s: want UID:GID, two numbers", s)
 	}
 	return uint32(a), uint32(b), nil

@@ -134,7 +134,7 @@ func TestSocketsOfADeadDaemonAreReplaced(t *testing.T) {
 }
 
 func TestOwnerIsTwoNumbers(t *testing.T) {
-	for _, bad := range []string{"", "1000", "alice:users", "1:2:3", "-1:0", "4294967296:0"} {
+	for _, bad := range []string{"", "1000", "alice:users", "1:2:3", "-1:0", "4294967296:0", "4294967295:0", "0:4294967295"} {
 		if _, _, err := parseOwner(bad); err == nil {
 			t.Errorf("owner %q is taken", bad)
 		}
