@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,25 +17,47 @@ import (
 // makes if need be. A container that may mount can have bound there what is the
 // host's: nothing is made or removed in that.
 func inDev(dev *os.Root, name string, f func(dir int, base string) error) error {
-	if err := dev.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return err
-	}
-	dir, err := dev.OpenFile(path.Dir(name), unix.O_DIRECTORY|os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	info, err := dir.Stat()
-	if err == nil {
-		err = notMounted(dev, info)
-	}
+	dir, err := ownDir(dev, path.Dir(name))
 	if err != nil {
 		return &os.PathError{Op: "use", Path: "/dev/" + path.Dir(name), Err: err}
 	}
-	if err := f(int(dir.Fd()), path.Base(name)); err != nil {
+	defer unix.Close(dir)
+	if err := f(dir, path.Base(name)); err != nil {
 		return &os.PathError{Op: "make or remove", Path: "/dev/" + name, Err: err}
 	}
 	return nil
+}
+
+// ownDir opens a directory below dev, which it makes if need be, and with it those
+// above. It follows no links.
+func ownDir(dev *os.Root, name string) (int, error) {
+	top, err := dev.Open(".")
+	if err != nil {
+		return -1, err
+	}
+	defer top.Close()
+	how := &unix.OpenHow{
+		Flags:   unix.O_DIRECTORY | unix.O_RDONLY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	}
+	at, err := unix.Openat2(int(top.Fd()), ".", how)
+	for _, part := range strings.Split(name, "/") {
+		if err != nil {
+			break
+		}
+		above := at
+		if err = unix.Mkdirat(above, part, 0o755); err == nil || err == unix.EEXIST {
+			at, err = unix.Openat2(above, part, how)
+		}
+		unix.Close(above)
+	}
+	switch {
+	case err == unix.EXDEV:
+		return -1, errMounted
+	case err != nil:
+		return -1, err
+	}
+	return at, nil
 }
 
 var errMounted = errors.New("something is mounted there")

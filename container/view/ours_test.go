@@ -60,6 +60,7 @@ func inMounts(t *testing.T, at string) error {
 	for what, err := range map[string]error{
 		"make a node":           v.mknod("bus/usb/001/005", mouse),
 		"make one on a file":    v.mknod("hidraw0", mouse),
+		"make a directory":      v.mknod("bus/usb/001/new/005", mouse),
 		"make a link":           v.devLink("bus/usb/001/link", "hidraw0"),
 		"remove a node":         removeDev(v.dev, "bus/usb/001/005"),
 		"remove what was there": v.clearNodes(),
@@ -71,6 +72,9 @@ func inMounts(t *testing.T, at string) error {
 	}
 	if _, err := os.Lstat(filepath.Join(host, "link")); err != nil {
 		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(host, "new")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a directory is made: %v", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(file, &st); err != nil || st.Uid != 0 || st.Mode != unix.S_IFREG|0o600 {
