@@ -31,41 +31,20 @@ func (p *peer) recv(n int) []byte {
 	return b
 }
 
-func (p *peer) recvRetSubmit() RetSubmit {
+// recvHeader reads a message of that command.
+func (p *peer) recvHeader(want Command) []byte {
 	p.t.Helper()
 	b := p.recv(HeaderSize)
-	if c := PeekCommand(b); c != CommandRetSubmit {
-		p.t.Fatalf("command %d, want a RET_SUBMIT", c)
+	if c := PeekCommand(b); c != want {
+		p.t.Fatalf("command %d, want %d", c, want)
 	}
-	return ParseRetSubmit(b)
+	return b
 }
 
-func (p *peer) recvRetUnlink() RetUnlink {
-	p.t.Helper()
-	b := p.recv(HeaderSize)
-	if c := PeekCommand(b); c != CommandRetUnlink {
-		p.t.Fatalf("command %d, want a RET_UNLINK", c)
-	}
-	return ParseRetUnlink(b)
-}
-
-func (p *peer) recvCmdSubmit() CmdSubmit {
-	p.t.Helper()
-	b := p.recv(HeaderSize)
-	if c := PeekCommand(b); c != CommandSubmit {
-		p.t.Fatalf("command %d, want a CMD_SUBMIT", c)
-	}
-	return ParseCmdSubmit(b)
-}
-
-func (p *peer) recvCmdUnlink() CmdUnlink {
-	p.t.Helper()
-	b := p.recv(HeaderSize)
-	if c := PeekCommand(b); c != CommandUnlink {
-		p.t.Fatalf("command %d, want a CMD_UNLINK", c)
-	}
-	return ParseCmdUnlink(b)
-}
+func (p *peer) recvRetSubmit() RetSubmit { return ParseRetSubmit(p.recvHeader(CommandRetSubmit)) }
+func (p *peer) recvRetUnlink() RetUnlink { return ParseRetUnlink(p.recvHeader(CommandRetUnlink)) }
+func (p *peer) recvCmdSubmit() CmdSubmit { return ParseCmdSubmit(p.recvHeader(CommandSubmit)) }
+func (p *peer) recvCmdUnlink() CmdUnlink { return ParseCmdUnlink(p.recvHeader(CommandUnlink)) }
 
 // control makes a control transfer and returns its answer.
 func (p *peer) control(setup usb.Setup, data []byte) (RetSubmit, []byte) {

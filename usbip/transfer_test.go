@@ -233,19 +233,25 @@ func TestSubmitErrors(t *testing.T) {
 	}
 }
 
+// throughTwo has dev imported, exported again, and imported from there.
+func throughTwo(t *testing.T, dev usb.Device) (first, second *Importer) {
+	t.Helper()
+	inner, outer := &Exporter{}, &Exporter{}
+	must.OK(t, inner.Add("1-1", dev))
+	first = importFrom(t, startExporter(t, inner), "1-1", nil)
+	must.OK(t, outer.Add("2-1", first))
+	second = importFrom(t, startExporter(t, outer), "2-1", nil)
+	configure(t, second)
+	return first, second
+}
+
 // TestUnlinkRaces cancels transfers while they complete, through two exporters
 // in a row, and holds every one to the contract: one Complete, the true
 // outcome, the order of each endpoint, nothing left.
 func TestUnlinkRaces(t *testing.T) {
 	must.NotLeak(t)
 	dev := newFakeDevice()
-	inner := &Exporter{}
-	must.OK(t, inner.Add("1-1", dev))
-	first := importFrom(t, startExporter(t, inner), "1-1", nil)
-	outer := &Exporter{}
-	must.OK(t, outer.Add("2-1", first))
-	second := importFrom(t, startExporter(t, outer), "2-1", nil)
-	configure(t, second)
+	first, second := throughTwo(t, dev)
 
 	stop := make(chan struct{})
 	var device sync.WaitGroup
@@ -383,13 +389,7 @@ func TestOrderWithinEndpoint(t *testing.T) {
 func TestResetThroughTwo(t *testing.T) {
 	must.NotLeak(t)
 	dev := newFakeDevice()
-	inner := &Exporter{}
-	must.OK(t, inner.Add("1-1", dev))
-	first := importFrom(t, startExporter(t, inner), "1-1", nil)
-	outer := &Exporter{}
-	must.OK(t, outer.Add("1-1", first))
-	second := importFrom(t, startExporter(t, outer), "1-1", nil)
-	configure(t, second)
+	first, second := throughTwo(t, dev)
 	u := usb.URB{Type: usb.Interrupt, Endpoint: intrIn, Buffer: make([]byte, 8)}
 	done := make(chan struct{})
 	u.Complete = func(*usb.URB) { close(done) }
