@@ -12,7 +12,6 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -194,14 +193,12 @@ func guardRoot(t *testing.T) Known {
 	license := []byte("GPL\x00")
 	program, err := bpf(bpfProgLoad, &struct {
 		kind, count           uint32
-		instructions, license uintptr
+		instructions, license unsafe.Pointer
 		more                  [12]uint32
 	}{
 		kind: typeDevice, count: 2,
-		instructions: uintptr(unsafe.Pointer(&instructions[0])), license: uintptr(unsafe.Pointer(&license[0])),
+		instructions: unsafe.Pointer(&instructions[0]), license: unsafe.Pointer(&license[0]),
 	})
-	runtime.KeepAlive(&instructions)
-	runtime.KeepAlive(license)
 	if err != nil {
 		t.Fatal(err)
 	}

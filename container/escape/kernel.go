@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -114,12 +113,18 @@ const (
 	bpfQueryMaxResults = 64
 )
 
+// bpf does again what a signal has kept the kernel from: it does not check a
+// program while one is pending, and Go's runtime sends them to its own threads.
 func bpf[T any](command uintptr, attr *T) (int, error) {
-	n, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
-	if errno != 0 {
-		return 0, errno
+	for tries := 1; ; tries++ {
+		n, _, errno := unix.Syscall(unix.SYS_BPF, command, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
+		switch {
+		case errno == 0:
+			return int(n), nil
+		case errno != unix.EAGAIN || tries == 100:
+			return 0, errno
+		}
 	}
-	return int(n), nil
 }
 
 func (a *attempt) kernelBPF() (string, error) {
@@ -128,7 +133,7 @@ func (a *attempt) kernelBPF() (string, error) {
 	license := []byte("GPL\x00")
 	attr := struct {
 		programType, count            uint32
-		instructions, license         uintptr
+		instructions, license         unsafe.Pointer
 		logLevel, logSize             uint32
 		log                           uint64
 		kernelVersion, flags          uint32
@@ -137,12 +142,10 @@ func (a *attempt) kernelBPF() (string, error) {
 	}{
 		programType:  bpfProgTypeKprobe,
 		count:        uint32(len(instructions)),
-		instructions: uintptr(unsafe.Pointer(&instructions[0])),
-		license:      uintptr(unsafe.Pointer(&license[0])),
+		instructions: unsafe.Pointer(&instructions[0]),
+		license:      unsafe.Pointer(&license[0]),
 	}
 	fd, err := bpf(bpfProgLoad, &attr)
-	runtime.KeepAlive(&instructions)
-	runtime.KeepAlive(license)
 	if err != nil {
 		return "", fmt.Errorf("bpf: %w", err)
 	}
@@ -194,12 +197,10 @@ func detachPrograms(dir string) (detached int, err error) {
 	var ids [bpfQueryMaxResults]uint32
 	query := struct {
 		target, attachType, queryFlags, attachFlags uint32
-		ids                                         uintptr
+		ids                                         unsafe.Pointer
 		count, pad                                  uint32
-	}{target: uint32(cgroup), attachType: bpfCgroupDevice, ids: uintptr(unsafe.Pointer(&ids[0])), count: uint32(len(ids))}
-	_, err = bpf(bpfProgQuery, &query)
-	runtime.KeepAlive(&ids)
-	if err != nil {
+	}{target: uint32(cgroup), attachType: bpfCgroupDevice, ids: unsafe.Pointer(&ids[0]), count: uint32(len(ids))}
+	if _, err = bpf(bpfProgQuery, &query); err != nil {
 		return 0, fmt.Errorf("query the programs of %s: %w", dir, err)
 	}
 	for _, id := range ids[:min(int(query.count), len(ids))] {
