@@ -42,10 +42,10 @@
 // # Speed
 //
 // A process on the way adds two wake-ups to each round trip, and has the kernel
-// copy all data twice more. With a device of the timing of high speed that is not
-// seen: a worker reaches 0.9 to 1 of the rate of a connection that was handed over.
+// copy all data twice more. With a device of the timing of high speed that is hardly
+// seen: a worker reaches 0.85 to 1 of the rate of a connection that was handed over.
 // With a device that takes no time it is 0.85 with one control transfer in flight,
-// 0.75 with 32, and 0.4 with data of 64 KiB, where the worker and the one that
+// 0.75 with 32, and 0.3 to 0.45 with data of 64 KiB, where the worker and the one that
 // stands for the kernel share one CPU and the exporter has another. That is the
 // price of any process on the way: one that copies bytes from one socket to the
 // other, and does not know what they are, has the same rates. Descriptors do not go

@@ -4,8 +4,6 @@ package escape
 
 import (
 	"errors"
-	"runtime"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,23 +12,7 @@ import (
 // What a signal interrupts has not opened anything yet. Lookups in a tmpfs are
 // not done at once.
 func TestUringWaits(t *testing.T) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	pid, tid := unix.Getpid(), unix.Gettid()
-	stop := make(chan struct{})
-	var signals sync.WaitGroup
-	signals.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = unix.Tgkill(pid, tid, unix.SIGURG) // as Go's scheduler does
-			}
-		}
-	})
-	defer signals.Wait()
-	defer close(stop)
+	signalled(t)
 	for range 1000 {
 		_, err := uringOpen("/dev/shm/usbns-no-such-file")
 		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
